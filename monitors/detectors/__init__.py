@@ -1,0 +1,69 @@
+"""Detectors: one signal of many lanes in, alarms out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from monitors.detectors.detector import Detector
+from monitors.detectors.never import NoDetector
+from monitors.detectors.page_hinkley import PageHinkley
+from monitors.detectors.river_detector import RiverDetector
+from monitors.detectors.shewhart import Shewhart
+from monitors.detectors.slips import read_settings
+from monitors.detectors.threshold import Threshold
+
+__all__ = [
+    "DETECTORS",
+    "AnyDetector",
+    "Detector",
+    "NoDetector",
+    "PageHinkley",
+    "RiverDetector",
+    "Shewhart",
+    "Threshold",
+    "parse_detector",
+]
+
+AnyDetector = Annotated[
+    NoDetector | PageHinkley | RiverDetector | Shewhart | Threshold,
+    Field(discriminator="name"),
+]
+"""A field of a pydantic model that holds some detector's settings, told apart by `name`."""
+
+DETECTORS: dict[str, type[Detector]] = {
+    "never": NoDetector,
+    "page_hinkley": PageHinkley,
+    "river": RiverDetector,
+    "shewhart": Shewhart,
+    "threshold": Threshold,
+}
+"""The detectors by the name that settings use."""
+
+
+def parse_detector(data: str | Mapping[str, Any]) -> Detector:
+    """Return the detector that a name, or a name with settings, asks for.
+
+    Parameters
+    ----------
+    data
+        ``"page_hinkley"`` for the defaults, or a mapping such as ``{"name": "river", "detector": "ADWIN"}``.
+
+    Raises
+    ------
+    ConfigurationError
+        No such detector, an unknown key, or a value out of range.
+
+    Examples
+    --------
+    >>> parse_detector({"name": "shewhart", "width": 2.5}).width
+    2.5
+    >>> parse_detector("page_hinkly")
+    Traceback (most recent call last):
+    ...
+    memory.errors.ConfigurationError: expected a detector with 'name' one of never, page_hinkley, river, shewhart,
+    threshold, got name: 'page_hinkly'; did you mean 'page_hinkley'?
+    """
+    return read_settings({"name": data} if isinstance(data, str) else data, DETECTORS, "name", "a detector")

@@ -1,0 +1,102 @@
+"""Policies: observations and alarms of many lanes in, one action a lane out. A policy is data: see `load_policy`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field
+
+from memory.errors import ConfigurationError
+from monitors.detectors.slips import likely_slip, read_settings
+from monitors.policies.decay import DecayPolicy
+from monitors.policies.decay_on_shift import DecayOnShiftPolicy
+from monitors.policies.guard import ActionGuard
+from monitors.policies.none import NoPolicy
+from monitors.policies.on_alarm import ALARMS, OnAlarm
+from monitors.policies.policy import ActionKind, Actions, Policy
+from monitors.policies.reset_on_shift import ResetOnShiftPolicy
+from monitors.policies.yaml_file import read_yaml
+
+__all__ = [
+    "ALARMS",
+    "POLICIES",
+    "ActionGuard",
+    "ActionKind",
+    "Actions",
+    "AnyPolicy",
+    "DecayOnShiftPolicy",
+    "DecayPolicy",
+    "NoPolicy",
+    "OnAlarm",
+    "Policy",
+    "ResetOnShiftPolicy",
+    "load_policy",
+    "policy_to_yaml",
+    "read_yaml",
+]
+
+AnyPolicy = Annotated[
+    DecayOnShiftPolicy | DecayPolicy | NoPolicy | ResetOnShiftPolicy,
+    Field(discriminator="policy"),
+]
+"""A field of a pydantic model that holds some policy's settings, told apart by `policy`."""
+
+POLICIES: dict[str, type[Policy]] = {
+    "decay": DecayPolicy,
+    "decay_on_shift": DecayOnShiftPolicy,
+    "none": NoPolicy,
+    "reset_on_shift": ResetOnShiftPolicy,
+}
+"""The policies by the name that settings and the command line use."""
+
+
+def load_policy(name_or_path: str) -> Policy:
+    """Return the policy of that name with its defaults, or the one that a YAML file describes.
+
+    Parameters
+    ----------
+    name_or_path
+        ``"reset_on_shift"``, or the path of a file such as::
+
+            policy: reset_on_shift
+            on: [topic_shift, retrieval_error]
+            cool_down: 12
+
+    Raises
+    ------
+    ConfigurationError
+        Neither a policy nor a file; or the file has an unknown key, or a value out of range.
+
+    Examples
+    --------
+    >>> load_policy("decay").factor
+    0.99
+    >>> load_policy("reset-on-shift")
+    Traceback (most recent call last):
+    ...
+    memory.errors.ConfigurationError: expected a policy (decay, decay_on_shift, none, reset_on_shift) or a YAML file,
+    got 'reset-on-shift'; did you mean 'reset_on_shift' or 'decay_on_shift'?
+    """
+    if name_or_path in POLICIES:
+        return POLICIES[name_or_path]()
+    path = Path(name_or_path)
+    if not path.exists():
+        raise ConfigurationError(
+            f"expected a policy ({', '.join(POLICIES)}) or a YAML file, got {name_or_path!r}"
+            f"{likely_slip(name_or_path, POLICIES) or '; there is no such file'}"
+        )
+    return read_settings(read_yaml(path), POLICIES, "policy", "a policy", str(path))
+
+
+def policy_to_yaml(policy: Policy) -> str:
+    """Return the file that `load_policy` reads this policy from: every setting, defaults too.
+
+    Examples
+    --------
+    >>> print(policy_to_yaml(DecayPolicy()), end="")
+    policy: decay
+    factor: 0.99
+    """
+    return yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
