@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from memory.errors import ConfigurationError
 from monitors.detectors.detector import Detector
 from monitors.detectors.never import NoDetector
 from monitors.detectors.page_hinkley import PageHinkley
-from monitors.detectors.river_detector import RiverDetector
+from monitors.detectors.river_detector import RIVER, RiverDetector
 from monitors.detectors.shewhart import Shewhart
 from monitors.detectors.slips import read_settings
 from monitors.detectors.threshold import Threshold
@@ -66,4 +67,11 @@ def parse_detector(data: str | Mapping[str, Any]) -> Detector:
     memory.errors.ConfigurationError: expected a detector with 'name' one of never, page_hinkley, river, shewhart,
     threshold, got name: 'page_hinkly'; did you mean 'page_hinkley'?
     """
-    return read_settings({"name": data} if isinstance(data, str) else data, DETECTORS, "name", "a detector")
+    if isinstance(data, str):
+        if data in RIVER and data not in DETECTORS:
+            raise ConfigurationError(
+                f"expected a detector among {', '.join(DETECTORS)}, got {data!r}; "
+                f"that is one of river's: {{'name': 'river', 'detector': {data!r}}}"
+            )
+        data = {"name": data}
+    return read_settings(data, DETECTORS, "name", "a detector")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -77,17 +78,16 @@ def load_policy(name_or_path: str) -> Policy:
     Traceback (most recent call last):
     ...
     memory.errors.ConfigurationError: expected a policy (decay, decay_on_shift, none, reset_on_shift) or a YAML file,
-    got 'reset-on-shift'; did you mean 'reset_on_shift' or 'decay_on_shift'?
+    got 'reset-on-shift'; did you mean 'reset_on_shift'?
     """
     if name_or_path in POLICIES:
         return POLICIES[name_or_path]()
-    path = Path(name_or_path)
-    if not path.exists():
+    if not os.path.exists(name_or_path):  # unlike `Path.exists`, False for what cannot be a path at all
         raise ConfigurationError(
-            f"expected a policy ({', '.join(POLICIES)}) or a YAML file, got {name_or_path!r}"
+            f"expected a policy ({', '.join(POLICIES)}) or a YAML file, got {name_or_path[:200]!r}"
             f"{likely_slip(name_or_path, POLICIES) or '; there is no such file'}"
         )
-    return read_settings(read_yaml(path), POLICIES, "policy", "a policy", str(path))
+    return read_settings(read_yaml(Path(name_or_path)), POLICIES, "policy", "a policy", name_or_path)
 
 
 def policy_to_yaml(policy: Policy) -> str:
@@ -99,4 +99,5 @@ def policy_to_yaml(policy: Policy) -> str:
     policy: decay
     factor: 0.99
     """
-    return yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    settings = policy.model_dump(mode="json")
+    return yaml.safe_dump({"policy": settings.pop("policy")} | settings, sort_keys=False, allow_unicode=True)

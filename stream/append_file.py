@@ -1,0 +1,193 @@
+"""A file that only grows, and that a checkpoint can cut back to.
+
+What the consumer writes for others (records, dead letters) must agree with its checkpoint after a crash at any
+instant. So the file's length in bytes is part of the checkpoint, and a restart cuts off what came after it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from memory.errors import ConfigurationError
+
+_BUFFER = 1024 * 1024
+
+
+class AppendFile:
+    """A file for whole lines, appended to by one process at a time. Its life:
+
+    1. ``open(None)`` for a fresh start, or ``open(length)`` to go on from a checkpoint. A fresh start stores a
+       checkpoint with length 0 before anything else: killed before its first one, a run would find its own file and
+       refuse it.
+    2. ``append(data)`` any number of times. Data may wait in memory, and no error comes from here.
+    3. ``flush()`` before each checkpoint, which stores the length it returns. A full disk raises `OSError` here and
+       loses nothing: what could not be written is kept, and ``flush`` may be tried again when there is room. After a
+       failed ``fsync`` nobody can tell what is on the disk, so every later call raises: only a restart, which cuts back
+       to the checkpoint, is safe.
+    4. ``close()``, which does not flush: what no checkpoint knows of would be cut off anyway.
+
+    Files are made with mode 0600: they hold what people said.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "out.jsonl"
+    >>> file = AppendFile(path)
+    >>> file.open(None)
+    >>> file.append(b"one\\n")
+    >>> file.flush()
+    4
+    >>> file.append(b"lost in a crash\\n")
+    >>> file.close()
+    >>> file.open(4)
+    >>> file.append(b"two\\n")
+    >>> file.flush()
+    8
+    >>> file.close()
+    >>> path.read_text()
+    'one\\ntwo\\n'
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._fd = -1
+        self._written = 0
+        self._waiting = bytearray()
+        self._failed = False
+
+    def open(self, length: int | None) -> None:
+        """Open the file, made if need be.
+
+        Parameters
+        ----------
+        length
+            `None`: begin; the file must not hold anything. Otherwise go on: the file is cut to this many bytes.
+
+        Raises
+        ------
+        ConfigurationError
+            The file cannot be what it is expected to be; it was not changed.
+        """
+        if self._fd >= 0:
+            raise ValueError(f"{self.path}: expected a closed file, got an open one")
+        fd = self._open_fd(length)
+        try:
+            self._lock(fd)
+            self._cut(fd, length)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd, self._written, self._failed = fd, length or 0, False
+        self._waiting.clear()
+
+    def _open_fd(self, length: int | None) -> int:
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            if length:
+                raise ConfigurationError(
+                    f"{self.path}: expected the file of at least {length} bytes that the stored state goes with, "
+                    "got none; put it back, or begin anew with another state"
+                ) from None
+        except OSError as error:
+            raise ConfigurationError(f"{self.path}: cannot be opened: {error.strerror}") from None
+        else:
+            if not stat.S_ISREG(status.st_mode):
+                kind = "a folder" if stat.S_ISDIR(status.st_mode) else "something else"
+                raise ConfigurationError(f"{self.path}: expected a regular file to append to, got {kind}")
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            raise ConfigurationError(
+                f"{self.path}: expected an existing folder to make the file in, got none"
+            ) from None
+        except OSError as error:
+            raise ConfigurationError(f"{self.path}: cannot be opened for appending: {error.strerror}") from None
+        return fd
+
+    def _lock(self, fd: int) -> None:
+        """Refuse a file that another process appends to. The lock goes with the process, however that ends."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(
+                f"{self.path}: expected to be its only writer, got a file that another run has open; "
+                "give this run its own"
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks; the lease on the state guards there
+
+    def _cut(self, fd: int, length: int | None) -> None:
+        size = os.fstat(fd).st_size
+        if length is None:
+            if size:
+                raise ConfigurationError(
+                    f"{self.path}: expected a new or empty file for a fresh start, got one of {size} bytes; "
+                    "move it away or name another (it is never overwritten)"
+                )
+        elif size < length:
+            raise ConfigurationError(
+                f"{self.path}: expected at least the {length} bytes that the stored state goes with, got {size}; "
+                "put the file back, or begin anew with another state"
+            )
+        elif length and os.pread(fd, 1, length - 1) != b"\n":
+            raise ConfigurationError(
+                f"{self.path}: expected a line to end at byte {length}, where the stored state left off, "
+                "got the middle of one; this is another file than the one written before"
+            )
+        elif size > length:
+            os.ftruncate(fd, length)
+        os.fsync(fd)
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)  # without it a power cut may take a new file's name away
+        finally:
+            os.close(folder)
+
+    @property
+    def length(self) -> int:
+        """Bytes that the file will have when all that was appended is written."""
+        return self._written + len(self._waiting)
+
+    def append(self, data: bytes) -> None:
+        """Add whole lines, each with its newline."""
+        self._check()
+        self._waiting += data
+        if len(self._waiting) >= _BUFFER:
+            with suppress(OSError):  # `flush` meets the same error, at a place where the caller can deal with it
+                self._write()
+
+    def flush(self) -> int:
+        """Put all on the disk; return the file's length in bytes."""
+        self._check()
+        self._write()
+        try:
+            os.fsync(self._fd)
+        except OSError:
+            self._failed = True
+            raise
+        return self._written
+
+    def close(self) -> None:
+        """Close the file, without what was not flushed. A second time does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._waiting.clear()
+
+    def _check(self) -> None:
+        if self._fd < 0:
+            raise ValueError(f"{self.path}: expected an open file, got a closed one")
+        if self._failed:
+            raise OSError(f"{self.path}: an earlier fsync failed, so what the disk holds is unknown; restart the run")
+
+    def _write(self) -> None:
+        while self._waiting:
+            with memoryview(self._waiting) as view:
+                count = os.write(self._fd, view)
+            self._written += count
+            del self._waiting[:count]

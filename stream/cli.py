@@ -1,0 +1,56 @@
+"""The command line: `ebbtide`.
+
+Commands import what they need when they run, so that `--help` answers at once. Errors that the user can mend end in one
+line on standard error and exit code 2; failures in one line and exit code 1.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from stream.commands.config import config
+from stream.commands.dashboards import dashboards
+from stream.commands.doctor import doctor
+from stream.commands.generate import generate
+from stream.commands.inspect import inspect
+from stream.commands.run import run
+
+app = typer.Typer(
+    name="ebbtide",
+    help=(
+        "Feeds token streams into a delta-rule memory, watches its health, and lets it ebb (decay), clear (reset) or "
+        "swap when the stream's history changes.\n\n"
+        "Try it: ebbtide generate --scenario recurring --out talk.jsonl && "
+        "ebbtide run --source file:talk.jsonl --backbone hashing --policy decay_on_shift --sink jsonl:out.jsonl"
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (run, generate, inspect, dashboards, doctor, config):
+    app.command(name=command.__name__)(command)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    from memory.errors import ConfigurationError, EbbtideError
+
+    try:
+        app(standalone_mode=True)
+    except ConfigurationError as error:
+        print(f"ebbtide: {error}", file=sys.stderr)
+        sys.exit(2)
+    except EbbtideError as error:
+        print(f"ebbtide: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        place = f" {error.filename}" if error.filename else ""
+        print(f"ebbtide: {error.strerror or error}{place}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The commands of `ebbtide`, one a file."""

@@ -1,0 +1,120 @@
+"""`ebbtide run`: the consumer."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stream.config import RunSettings, effective
+from stream.options import options_of
+
+if TYPE_CHECKING:
+    from stream.consumer import Consumer
+
+SECOND_SIGNAL = 128
+"""Exit code, with the signal's number added, of a run that was told twice to stop and stopped at once."""
+
+
+@options_of(RunSettings)
+def run(
+    given: dict[str, Any],
+    file: Annotated[Path | None, typer.Option("--config", help="Options as YAML, such as `rank: 32`")] = None,
+) -> None:
+    """Consume a stream: feed the memory, measure its health, let the policy act, export everything.
+
+    Ends at the end of the input, unless --follow. With --state, a run that was killed goes on where it was when the
+    same command is given again, and what comes out is the same, bit for bit. SIGTERM and SIGINT stop it cleanly;
+    a second one at once.
+    """
+    settings, _ = effective(given, file=file)
+
+    from stream.logs import set_up_logs
+
+    set_up_logs(settings.log_format, settings.log_level)
+
+    from stream.assembly import set_threads
+    from stream.consumer import Consumer
+    from stream.summary import print_summary
+
+    set_threads(settings.threads)
+    with ExitStack() as stack:
+        server = _listen(settings, stack)
+        consumer = Consumer(settings)
+        stack.callback(consumer.close)
+        stack.enter_context(_stopped_by_signals(consumer))
+        consumer.open()
+        if server is not None:
+            server(consumer)
+        with _progress(consumer) as each:
+            totals = consumer.run(each)
+        print_summary(consumer, totals)
+
+
+def _listen(settings: RunSettings, stack: ExitStack) -> Callable[[Consumer], None] | None:
+    """Take the port at once, so that one in use is known before the model is loaded; serve when there is a consumer."""
+    if not settings.metrics_port:
+        return None
+    from stream.http import HttpServer, create_app
+    from stream.service import Late
+
+    late = Late()
+    server = HttpServer(create_app(late), settings.metrics_host, settings.metrics_port)
+    stack.callback(server.stop)
+    server.start()
+    return late.serve
+
+
+@contextmanager
+def _stopped_by_signals(consumer: Consumer) -> Iterator[None]:
+    """Stop the consumer on SIGTERM and SIGINT; on a second one, end the process at once (as a crash would: nothing is lost)."""
+    import os
+
+    told = False
+
+    def stop(number: int, _: object) -> None:
+        nonlocal told
+        if told:
+            os._exit(SECOND_SIGNAL + number)
+        told = True
+        consumer.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(consumer: Consumer) -> Iterator[Callable[[], None]]:
+    """Yield what moves a progress bar, where standard error is a terminal and the input's size is known."""
+    if not consumer.settings.progress or consumer.settings.log_format == "json" or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.fields[events]:,} events"),
+        BarColumn(),
+        TextColumn("{task.fields[rate]:,.0f} events/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        total = consumer.source.total_bytes
+        bar = progress.add_task("", total=total, events=0, rate=0.0)
+
+        def move() -> None:
+            backlog, totals = consumer.source.backlog(), consumer.totals
+            done = None if total is None or backlog is None else total - backlog
+            rate = totals.events / totals.seconds if totals.seconds else 0.0
+            progress.update(bar, completed=done, events=totals.events, rate=rate)
+
+        yield move

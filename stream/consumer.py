@@ -1,0 +1,297 @@
+"""The consumer: input in, records out, and a checkpoint that makes the two agree after any crash.
+
+    source → reader → micro-batch → engine → sink, dead letters, metrics → commit
+
+The loop owns everything but the reader's thread and the HTTP thread. What has been processed counts only when a
+checkpoint is committed: the sink and the dead letters are flushed, then lanes, positions, their lengths and the counters go into
+one transaction. A restart takes the last checkpoint, cuts the files back to it and reads on from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event as Flag
+
+import numpy as np
+import structlog
+
+from memory.errors import ConfigurationError
+from monitors.catalogue import SIGNAL_HISTOGRAMS
+from monitors.metrics import Metrics
+from monitors.policies.policy import ActionKind
+from stream.assembly import build_engine, stored_settings
+from stream.batch import Batcher, MicroBatch
+from stream.config import RunSettings
+from stream.dead_letters import DeadLetterFile
+from stream.engine import Engine, Outcome
+from stream.event import EventParser
+from stream.reader import Reader
+from stream.sinks import Sink, open_sink
+from stream.sources import Source, open_source
+from stream.sources.source import Position
+from stream.store import Checkpoint, StateStore
+
+log = structlog.get_logger(__name__)
+
+IDLE = 0.2
+"""Seconds without input after which the loop looks around: for a signal, or for a checkpoint that is due."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What one run of the loop did.
+
+    Attributes
+    ----------
+    events, tokens, lines
+        Counts.
+    seconds
+        From the first batch to the end.
+    stages
+        Stage → seconds.
+    drained
+        Whether everything that was read was also processed.
+    """
+
+    events: int = 0
+    tokens: int = 0
+    lines: int = 0
+    seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    drained: bool = True
+
+
+class Consumer:
+    """One run of `ebbtide run`. Its life:
+
+    1. The constructor loads the model and checks the settings; it changes nothing on the disk.
+    2. `open()` takes the store over, resumes from its checkpoint, and opens source, sink and dead letters.
+    3. `run()` consumes until the input ends or `stop` is called, and commits.
+    4. `close()`, always: lets go of files, threads and the store. What no checkpoint holds is dropped.
+
+    `stop()` may be called from a signal handler or from another thread, at any time.
+
+    Parameters
+    ----------
+    settings
+        What to do.
+    clock
+        Monotonic seconds.
+    """
+
+    def __init__(self, settings: RunSettings, *, clock: Callable[[], float] = time.monotonic):
+        if settings.source is None:
+            raise ConfigurationError("--source is needed: file:PATH or stdin:")
+        self.settings = settings
+        self.metrics = Metrics(publish_on_commit=settings.state is not None)
+        self.store: StateStore | None = None
+        self.source: Source = open_source(
+            settings.source, follow=settings.follow, stdin_continues=settings.stdin_continues
+        )
+        self.sink: Sink | None = None if settings.sink is None else open_sink(settings.sink)
+        self.dead_letter_path = dead_letter_path(settings)
+        self.dead_letters = None if self.dead_letter_path is None else DeadLetterFile(self.dead_letter_path)
+        self.engine: Engine = build_engine(settings, fetch=lambda lanes: self.store.fetch(lanes) if self.store else {})
+        parser = EventParser(
+            strict=settings.strict, max_line_bytes=settings.max_line_bytes, vocabulary=self.engine.backbone.vocabulary
+        )
+        self.reader = Reader(self.source, parser, self.engine.backbone)
+        self.totals = Totals()
+        self.ready = False
+        self.last_tick = clock()
+        self._clock = clock
+        self._stopping = Flag()
+        self._stop_at: float | None = None
+        self._positions: dict[str, Position] = {}
+        self._uncommitted = 0
+        self._open = ExitStack()
+
+    def open(self) -> None:
+        """Resume from the last checkpoint, or begin.
+
+        Raises
+        ------
+        ConfigurationError
+            Something is not there, is in use, or does not fit; nothing that was there before was changed.
+        """
+        checkpoint = Checkpoint()
+        if self.settings.state is not None:
+            self.store = StateStore(self.settings.state)
+            self._open.callback(self.store.close)
+            self.store.claim(stored_settings(self.settings, self.engine.backbone))
+            checkpoint = self.store.load()
+        self.metrics.restore(checkpoint.counters)
+        if self.sink is not None:
+            self.sink.open(checkpoint.marks.get(self.sink.name))
+            self._open.callback(self.sink.close)
+        if self.dead_letters is not None:
+            self.dead_letters.open(checkpoint.marks.get("dead_letters"))
+            self._open.callback(self.dead_letters.close)
+        self.source.open(checkpoint.positions)
+        self._open.callback(self.source.close)
+        self.commit()  # killed before its first checkpoint, a run would find its own files and refuse them
+        resumed = {name: position.offset for name, position in checkpoint.positions.items()}
+        log.info("resumed" if resumed else "started", source=self.settings.source, offsets=resumed)
+        self.reader.start()
+        self._open.callback(self.reader.join)
+        self._open.callback(self.reader.stop)
+        self.ready = True
+
+    def run(self, each: Callable[[], None] = lambda: None) -> Totals:
+        """Consume until the end of the input, or until `stop`.
+
+        Parameters
+        ----------
+        each
+            Called after each micro-batch and while idle, such as to move a progress bar.
+        """
+        batcher = Batcher(
+            self.reader.receive,
+            max_events=self.settings.batch_events,
+            max_tokens=self.settings.batch_tokens,
+            linger=self.settings.linger,
+            clock=self._clock,
+        )
+        begun = committed = self._clock()
+        for batch in batcher.batches(IDLE):
+            if batch is not None:
+                self._take(batch)
+            now = self.last_tick = self._clock()
+            if self._uncommitted and (
+                now - committed >= self.settings.checkpoint_every or self.engine.pool.wants_commit
+            ):
+                self.commit()
+                committed = self._clock()
+            self.totals.seconds = now - begun
+            each()
+            if self._stopping.is_set() and not self._may_go_on(now):
+                self.totals.drained = False
+                break
+        self.ready = False
+        if self._uncommitted:
+            self.commit()
+        self.totals.seconds = self._clock() - begun
+        log.info(
+            "stopped" if self._stopping.is_set() else "finished", events=self.totals.events, drained=self.totals.drained
+        )
+        return self.totals
+
+    def stop(self) -> None:
+        """Read no more; what was read is still processed, within the deadline."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.ready = False
+        self._open.close()
+
+    def commit(self) -> None:
+        """Make everything processed so far safe, in one transaction."""
+        with self._timed("sink"):
+            marks = {} if self.sink is None else {self.sink.name: self.sink.flush()}
+            if self.dead_letters is not None:
+                marks["dead_letters"] = self.dead_letters.flush()
+        if self.store is not None:
+            with self._timed("commit"):
+                counters = self.metrics.persistent()
+                try:
+                    written = self.store.commit(self.engine.pool.records(), self._positions, marks, counters)
+                except Exception:
+                    self.metrics.add("ebbtide_checkpoint_failures_total")
+                    raise
+                self.engine.pool.committed()
+                self.metrics.publish(counters)
+                self.metrics.add("ebbtide_checkpoint_lanes_total", written)
+                self.metrics.set("ebbtide_streams_stored", self.store.count())
+            self.metrics.add("ebbtide_checkpoints_total")
+            self.metrics.set("ebbtide_last_checkpoint_timestamp_seconds", time.time())
+        self._positions.clear()
+        self._uncommitted = 0
+
+    def _may_go_on(self, now: float) -> bool:
+        """After a stop: whether there is time left for what was read already."""
+        if self._stop_at is None:
+            self._stop_at = now
+            self.ready = False
+            log.info("draining", deadline_seconds=self.settings.drain, chunks=self.reader.waiting)
+            self.reader.stop()
+        return now - self._stop_at < self.settings.drain
+
+    def _take(self, batch: MicroBatch) -> None:
+        start = time.perf_counter()
+        outcome = self.engine.process(batch.events, batch.ids)
+        for stage, seconds in (outcome.seconds | batch.seconds).items():
+            self._spent(stage, seconds)
+        with self._timed("sink"):
+            if self.sink is not None:
+                self.sink.write(outcome)
+            if self.dead_letters is not None:
+                self.dead_letters.write(batch.dead)
+        self._positions.update(batch.positions)
+        self._uncommitted += batch.line_count
+        self.totals.events += len(batch.events)
+        self.totals.tokens += batch.token_count
+        self.totals.lines += batch.line_count
+        with self._timed("export"):
+            self._count(batch, outcome)
+            self.metrics.observe("ebbtide_batch_seconds", time.perf_counter() - start)
+
+    def _count(self, batch: MicroBatch, outcome: Outcome) -> None:
+        metrics, pool = self.metrics, self.engine.pool
+        metrics.add("ebbtide_events_total", len(batch.events))
+        metrics.add("ebbtide_tokens_total", batch.token_count)
+        metrics.add("ebbtide_source_bytes_total", batch.byte_count)
+        metrics.add("ebbtide_source_lines_total", batch.line_count)
+        for letter in batch.dead:
+            metrics.add("ebbtide_dead_letters_total", 1, letter.reason)
+        for name, raised in outcome.alarms.items():
+            metrics.add("ebbtide_alarms_total", int(raised.sum()), name)
+        kinds = np.bincount(outcome.actions.kind, minlength=len(ActionKind))
+        for kind in ActionKind:
+            metrics.add("ebbtide_actions_total", int(kinds[kind]), kind.label)
+        metrics.add("ebbtide_nonfinite_values_total", outcome.nonfinite)
+        if self.sink is not None:
+            metrics.add("ebbtide_sink_records_total", len(batch.events))
+        for signal, histogram in SIGNAL_HISTOGRAMS.items():
+            if signal in outcome.signals:
+                metrics.observe(histogram, outcome.signals[signal])
+        metrics.observe("ebbtide_batch_events", len(batch.events))
+        metrics.set("ebbtide_streams_resident", pool.resident)
+        metrics.set("ebbtide_queue_depth", self.reader.waiting, "reader")
+        metrics.set("ebbtide_pool_used_bytes", pool.bytes_used)
+        metrics.set("ebbtide_pool_reserved_bytes", pool.bytes_reserved)
+        if (backlog := self.source.backlog()) is not None:
+            metrics.set("ebbtide_source_backlog_bytes", backlog)
+        for direction, count in pool.take_moves().items():
+            metrics.add("ebbtide_spills_total", count, direction)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent(stage, time.perf_counter() - start)
+
+    def _spent(self, stage: str, seconds: float) -> None:
+        self.totals.stages[stage] = self.totals.stages.get(stage, 0.0) + seconds
+        self.metrics.observe("ebbtide_stage_seconds", seconds, stage)
+
+
+def dead_letter_path(settings: RunSettings) -> Path | None:
+    """Return where refused lines go: as asked, else beside the sink, else nowhere (they are counted all the same).
+
+    Examples
+    --------
+    >>> str(dead_letter_path(RunSettings(sink="jsonl:run/out.jsonl")))
+    'run/out.dead.jsonl'
+    """
+    if settings.dead_letter is not None:
+        return settings.dead_letter
+    if settings.sink is not None and settings.sink.startswith("jsonl:"):
+        return Path(settings.sink.removeprefix("jsonl:")).with_suffix(".dead.jsonl")
+    return None

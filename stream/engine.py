@@ -1,0 +1,324 @@
+"""One micro-batch through the memory: encode, project, scan, measure, decide, act.
+
+Nothing here reads input, writes output or keeps time except to say where it went: the engine is a function of the lanes and
+of the events, and gives the same bits for the same events however they are cut into batches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import cast
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from memory.backbones import Backbone
+from memory.backbones.backbone import Ids
+from memory.lane_state import Column, Columns, LaneState, Slots
+from memory.projections import Projected, Projections
+from memory.scan import ScanResult, scan
+from memory.state_pool import LaneRecord, StatePool
+from monitors.detectors.detector import Detector
+from monitors.observations import SIGNALS, Flags, Floats, Observations
+from monitors.policies.policy import Actions, Policy
+from monitors.retrieval_error import RetrievalErrorMonitor
+from monitors.state_norm import StateNormMonitor
+from monitors.topic_shift import TopicShiftMonitor
+from stream.event import Event
+
+ALARM_NAMES = {"topic_shift_score": "topic_shift"}
+"""Alarms are called like their signal, but for this one: the alarm says that a new topic begins."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a micro-batch of n events came to, in input order.
+
+    Attributes
+    ----------
+    events
+        The events.
+    seq, tokens
+        `[n]` int64: each event's number in its stream, from 0, and its tokens.
+    signals
+        Name → `[n]` float64; NaN where a signal could not be measured.
+    alarms
+        Name → `[n]` bool.
+    actions
+        One for each event.
+    nonfinite
+        Non-finite numbers met in hidden states, and kept out of the memory; and in states after a write.
+    seconds
+        Stage → seconds spent on this batch.
+    """
+
+    events: Sequence[Event]
+    seq: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int64]
+    signals: dict[str, Floats]
+    alarms: dict[str, Flags]
+    actions: Actions
+    nonfinite: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def take(self, index: Slots, seq: npt.NDArray[np.int64], observed: Observations, actions: Actions) -> None:
+        """Put one round's numbers in the places `index` of its events."""
+        n = len(self.events)
+        self.seq[index] = seq
+        for name, values in observed.signals.items():
+            self.signals.setdefault(name, np.full(n, np.nan))[index] = values
+        for name, raised in observed.alarms.items():
+            self.alarms.setdefault(name, np.zeros(n, np.bool_))[index] = raised
+        self.actions.kind[index] = actions.kind
+        self.actions.factor[index] = actions.factor
+        for row in np.flatnonzero(actions.kind).tolist():
+            self.actions.reason[int(index[row])] = actions.reason[row]
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """The rows that a micro-batch writes.
+
+    Attributes
+    ----------
+    rows
+        M rows of keys, values and gates.
+    bounds
+        `[n + 1]` int64: event i writes the rows `bounds[i]:bounds[i + 1]`.
+    sound
+        `[M]` bool: rows without a non-finite number, the others are not written; None if all are sound.
+    """
+
+    rows: Projected
+    bounds: npt.NDArray[np.int64]
+    sound: Tensor | None
+
+
+class Engine:
+    """The memory, its monitors and its policy, wired for micro-batches.
+
+    Parameters
+    ----------
+    backbone, projections
+        What turns token ids into hidden states, and those into keys, values and gates.
+    mode
+        The delta rule's mode.
+    write
+        ``segment``: one write an event, from the mean hidden state; ``token``: one a token.
+    detectors
+        Signal name → detector.
+    policy
+        Decides on each lane after each event.
+    device, capacity, max_bytes, fetch
+        For the state pool.
+    clock
+        Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        projections: Projections,
+        *,
+        mode: str,
+        write: str,
+        detectors: Mapping[str, Detector],
+        policy: Policy,
+        device: torch.device | str = "cpu",
+        capacity: int = 1024,
+        max_bytes: int = 4 << 30,
+        fetch: Callable[[Sequence[str]], Mapping[str, LaneRecord]] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        heads, rank = projections.heads, projections.rank
+        self.backbone, self.project, self.mode, self.write = backbone, projections, mode, write
+        self.policy, self.detectors = policy, dict(detectors)
+        self.norm = StateNormMonitor(heads, rank)
+        self.retrieval = RetrievalErrorMonitor(heads, rank)
+        self.topic = TopicShiftMonitor(backbone.dim, mean=backbone.mean)
+        self.detector_lanes = {signal: detector.new_lanes() for signal, detector in self.detectors.items()}
+        self.policy_lanes = policy.new_lanes()
+        self.counts = Columns({"events": Column("int64"), "tokens": Column("int64")})
+        self.last = Columns(
+            {
+                "signals": Column("float64", (len(SIGNALS),), fill=np.nan),  # in the order of SIGNALS
+                "action": Column("int8"),
+                "alarm_seq": Column("int64", fill=-1),
+            }
+        )
+        self._clock = clock
+        self.pool = StatePool(
+            1, heads, rank, beside=self._beside(), device=device, capacity=capacity, max_bytes=max_bytes, fetch=fetch
+        )
+
+    def _beside(self) -> dict[str, LaneState]:
+        """Name what is kept for each lane; other settings or another layout make another name, and a fresh start."""
+        parts: list[tuple[str, str, LaneState]] = [
+            ("counts", "", self.counts),
+            ("last", "", self.last),
+            ("norm", "", self.norm.lanes),
+            ("probes", "", self.retrieval.lanes),
+            ("topic", f"{self.topic.weight}", self.topic.lanes),
+            ("policy", self.policy.model_dump_json(), self.policy_lanes),
+        ]
+        for signal, detector in self.detectors.items():
+            parts.append((f"detector.{signal}", detector.model_dump_json(), self.detector_lanes[signal]))
+        return {f"{name}/{_digest(settings + lanes.layout)}": lanes for name, settings, lanes in parts}
+
+    def process(self, events: Sequence[Event], ids: Sequence[Ids]) -> Outcome:
+        """Take in n events, in order; an event's tokens are `ids[i]`, `[length]` int64."""
+        n = len(events)
+        lengths = np.fromiter((len(row) for row in ids), np.int64, n)
+        outcome = Outcome(events, np.zeros(n, np.int64), lengths, {}, {}, Actions.keep(n))
+        if not n:
+            return outcome
+        spent = outcome.seconds
+        with self._stage(spent, "backbone"):
+            offsets = np.concatenate([[0], np.cumsum(lengths)])
+            encoded = self.backbone.encode(np.concatenate(ids), offsets, want_hidden=self.write == "token")
+        with self._stage(spent, "projection"):
+            embeddings = encoded.embedding.cpu().numpy()
+            if self.write == "token":
+                rows, bounds = cast(Tensor, encoded.hidden), offsets
+            else:  # one row an event; an event without tokens has nothing to write
+                some = torch.from_numpy(lengths > 0).to(encoded.embedding.device)
+                rows, bounds = encoded.embedding[some], np.concatenate([[0], np.cumsum(lengths > 0)])
+            finite = torch.isfinite(rows)
+            sound = finite.all(dim=1)
+            outcome.nonfinite = int(finite.numel() - finite.sum())
+            writes = Writes(self.project(rows), bounds, None if outcome.nonfinite == 0 else sound)
+        with self._stage(spent, "pool"):
+            names = list(dict.fromkeys(event.stream for event in events))
+            by_name = dict(zip(names, self.pool.acquire(names).tolist(), strict=True))
+            slots = np.fromiter((by_name[event.stream] for event in events), np.int64, n)
+        for index in _rounds(slots):
+            self._round(index, slots[index], writes, embeddings[index], outcome)
+        return outcome
+
+    def _round(
+        self, index: Slots, slots: Slots, writes: Writes, embeddings: npt.NDArray[np.float32], outcome: Outcome
+    ) -> None:
+        """Advance lanes by one event each: the events at `index` `[n]`, on the lanes at `slots` `[n]`."""
+        spent, states = outcome.seconds, self.pool.states.flatten(1, 2)
+        with self._stage(spent, "scan"):
+            result = self._scan(states, slots, index, writes)
+            head_norms = result.state_norm.cpu().numpy()
+            write_error = result.mean_write_error.cpu().numpy().astype(np.float64).mean(axis=1)
+        with self._stage(spent, "signals"):
+            wrote = writes.bounds[index + 1] > writes.bounds[index]
+            self._remember(slots[wrote], index[wrote], writes)
+            state_norm, stable_rank = self.norm.measure(states, slots, head_norms)
+            signals = {
+                "state_norm": state_norm,
+                "stable_rank": stable_rank,
+                "write_error": np.where(wrote, write_error, np.nan),
+                "retrieval_error": self.retrieval.measure(states, slots).error,
+                "topic_shift_score": self.topic.measure(slots, embeddings),
+            }
+        observations = Observations(slots, signals)
+        with self._stage(spent, "detectors"):
+            for signal, detector in self.detectors.items():
+                alarms = detector.update(self.detector_lanes[signal], slots, signals[signal])
+                observations.alarms[ALARM_NAMES.get(signal, signal)] = alarms
+            sick = ~np.isfinite(state_norm)
+            observations.alarms["non_finite"] = sick
+            outcome.nonfinite += int(sick.sum())
+        with self._stage(spent, "policy"):
+            actions = self.policy.decide(self.policy_lanes, observations)
+            self._act(states, slots, index, actions, writes)
+        seq = self._number(slots, outcome.tokens[index])
+        self._show(slots, seq, observations, actions)
+        outcome.take(index, seq, observations, actions)
+
+    def _scan(self, states: Tensor, slots: Slots, index: Slots, writes: Writes) -> ScanResult:
+        rows = writes.rows
+        return scan(
+            states,
+            torch.from_numpy(slots),
+            torch.from_numpy(index),
+            torch.from_numpy(writes.bounds),
+            rows.q,
+            rows.k,
+            rows.v,
+            rows.beta,
+            rows.lam,
+            mode=self.mode,
+            token_mask=writes.sound,
+            want_reads=False,
+        )
+
+    def _remember(self, slots: Slots, index: Slots, writes: Writes) -> None:
+        """Hand one pair of each event to the probes: any one token in turn, where an event writes several."""
+        first, end = writes.bounds[index], writes.bounds[index + 1]
+        row = first + self.counts["events"][slots] % (end - first)
+        if writes.sound is not None:
+            sound = writes.sound.cpu().numpy()[row]
+            slots, row = slots[sound], row[sound]
+        if len(slots):
+            at = torch.from_numpy(row).to(writes.rows.k.device)
+            self.retrieval.remember(slots, writes.rows.k[at].cpu().numpy(), writes.rows.v[at].cpu().numpy())
+
+    def _act(self, states: Tensor, slots: Slots, index: Slots, actions: Actions, writes: Writes) -> None:
+        """Scale what the lanes held before this event, and keep what the event itself wrote.
+
+        The rule is affine in the state, so with S∅ the state that the event alone would have made of zeros,
+        the event's write on f·S is f·S' + (1 − f)·S∅, where S' is its write on S.
+        """
+        acting = np.flatnonzero(actions.factor != 1)
+        if not len(acting):
+            return
+        alone = torch.zeros((len(acting), *states.shape[1:]), device=states.device)
+        self._scan(alone, np.arange(len(acting)), index[acting], writes)
+        at = torch.from_numpy(slots[acting]).to(states.device)
+        factor = torch.from_numpy(actions.factor[acting].astype(np.float32)).to(states.device)[:, None, None, None]
+        # A reset forgets even what is not finite: 0 · NaN would not.
+        kept = torch.where(factor == 0, torch.zeros_like(alone), factor * states[at])
+        states[at] = kept + (1 - factor) * alone
+
+    def _number(self, slots: Slots, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the events' numbers in their streams, and count them."""
+        events = cast("npt.NDArray[np.int64]", self.counts["events"])
+        seq = events[slots]
+        events[slots] += 1
+        self.counts["tokens"][slots] += tokens
+        return seq
+
+    def _show(self, slots: Slots, seq: npt.NDArray[np.int64], observed: Observations, actions: Actions) -> None:
+        """Keep each lane's last numbers, for whoever looks at one stream."""
+        self.last["signals"][slots] = np.stack([observed.signals[name] for name in SIGNALS], axis=1)
+        self.last["action"][slots] = actions.kind
+        alarmed = np.logical_or.reduce(list(observed.alarms.values()))
+        self.last["alarm_seq"][slots[alarmed]] = seq[alarmed]
+
+    @contextmanager
+    def _stage(self, spent: dict[str, float], name: str) -> Iterator[None]:
+        start = self._clock()
+        try:
+            yield
+        finally:
+            spent[name] = spent.get(name, 0.0) + self._clock() - start
+
+
+def _rounds(slots: Slots) -> Iterator[Slots]:
+    """Yield the indices of each lane's first event, then of each lane's second, and so on.
+
+    >>> [index.tolist() for index in _rounds(np.array([7, 3, 7, 7, 3]))]
+    [[0, 1], [2, 4], [3]]
+    """
+    order = np.argsort(slots, kind="stable")
+    place = np.arange(len(slots))
+    begins = np.concatenate([[True], np.diff(slots[order]) != 0])
+    turn = np.empty(len(slots), np.int64)
+    turn[order] = place - np.maximum.accumulate(np.where(begins, place, 0))
+    for number in range(int(turn.max()) + 1):
+        yield np.flatnonzero(turn == number)
+
+
+def _digest(text: str) -> str:
+    return f"{crc32(text.encode()):08x}"

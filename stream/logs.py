@@ -1,0 +1,47 @@
+"""Structured logs on standard error: facts with fields, as JSON or for a person."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+
+def set_up_logs(form: str, level: str) -> None:
+    """Send the logs of Ebbtide, and the warnings of the libraries that it uses, to standard error.
+
+    Parameters
+    ----------
+    form
+        ``json``: one JSON object a line. ``plain``: readable lines. ``auto``: the same, with colours on a terminal.
+    level
+        The least level that is logged.
+    """
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if form == "json":
+        shared.append(structlog.processors.format_exc_info)
+        renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=form == "auto" and sys.stderr.isatty(), pad_event_to=0)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for ours in ("memory", "monitors", "dashboards", "stream"):
+        logging.getLogger(ours).setLevel(level.upper())

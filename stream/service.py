@@ -1,0 +1,177 @@
+"""What the HTTP server may ask of a running consumer: read-only, from another thread."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections import deque
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from monitors.exporter import Exporter
+from monitors.observations import SIGNALS
+from monitors.policies.policy import ActionKind
+from stream.consumer import Consumer
+
+WINDOW = 5.0
+"""Seconds over which `events_per_second` and the means of the signals are taken."""
+
+STALL = 60.0
+"""Seconds without a turn of the loop after which the consumer counts as stuck."""
+
+
+class ConsumerService:
+    """The consumer as the HTTP server sees it (`stream.http.Service`).
+
+    The loop's arrays are read while it writes them: a number may be of one event and its neighbour of the next, and each
+    by itself is right.
+
+    Parameters
+    ----------
+    consumer
+        The one that runs.
+    """
+
+    def __init__(self, consumer: Consumer):
+        self._consumer = consumer
+        settings, engine = consumer.settings, consumer.engine
+        self._exporter = Exporter(
+            consumer.metrics,
+            build_info={
+                "version": version("ebbtide"),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "backbone": settings.backbone,
+                "device": str(engine.pool.device),
+                "policy": type(engine.policy).__name__,
+            },
+        )
+        self._pace: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Return the metrics and their content type."""
+        self._consumer.metrics.set("ebbtide_ready", int(self._consumer.ready))
+        return self._exporter.exposition(accept)
+
+    def healthy(self) -> tuple[bool, str]:
+        """Say whether the loop turns."""
+        still = time.monotonic() - self._consumer.last_tick
+        return still < STALL, f"the loop last turned {still:.1f} s ago"
+
+    def ready(self) -> tuple[bool, str]:
+        """Say whether state is restored, the source open, and no stop under way."""
+        return self._consumer.ready, "consuming" if self._consumer.ready else "starting or draining"
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the live page shows."""
+        consumer, metrics = self._consumer, self._consumer.metrics
+        now, events = time.monotonic(), consumer.totals.events
+        self._pace.append((now, events))
+        while len(self._pace) > 2 and now - self._pace[0][0] > WINDOW:
+            self._pace.popleft()
+        since, before = self._pace[0]
+        slots = np.fromiter(consumer.engine.pool.slots().values(), np.int64)
+        signals = np.asarray(consumer.engine.last["signals"][slots])
+        means = [
+            float(column[np.isfinite(column)].mean()) if np.isfinite(column).any() else None for column in signals.T
+        ]
+        return {
+            "events": metrics.get("ebbtide_events_total") or 0,
+            "tokens": metrics.get("ebbtide_tokens_total") or 0,
+            "events_per_second": (events - before) / (now - since) if now > since else 0.0,
+            "dead_letters": metrics.by_label("ebbtide_dead_letters_total"),
+            "alarms": metrics.by_label("ebbtide_alarms_total"),
+            "actions": metrics.by_label("ebbtide_actions_total"),
+            "streams_resident": len(slots),
+            "streams_stored": metrics.get("ebbtide_streams_stored") or 0,
+            "backlog_bytes": consumer.source.backlog(),
+            "last_checkpoint": metrics.get("ebbtide_last_checkpoint_timestamp_seconds") or None,
+            "signals": dict(zip(SIGNALS, means, strict=True)),
+            "ready": consumer.ready,
+        }
+
+    def streams(self, limit: int) -> list[dict[str, Any]]:
+        """Return at most `limit` resident streams, those with the largest retrieval error first."""
+        slots = self._consumer.engine.pool.slots()
+        names = list(slots)
+        error = np.asarray(self._consumer.engine.last["signals"])[list(slots.values())][
+            :, SIGNALS.index("retrieval_error")
+        ]
+        worst = np.argsort(np.where(np.isfinite(error), -error, math.inf), kind="stable")[:limit]
+        return [self._row(names[place], slots[names[place]]) for place in worst.tolist()]
+
+    def stream(self, name: str) -> dict[str, Any] | None:
+        """Return one resident stream's numbers."""
+        slot = self._consumer.engine.pool.slots().get(name)
+        return (
+            None
+            if slot is None
+            else self._row(name, slot) | {"tokens": int(self._consumer.engine.counts["tokens"][slot])}
+        )
+
+    def _row(self, name: str, slot: int) -> dict[str, Any]:
+        engine = self._consumer.engine
+        alarm = int(engine.last["alarm_seq"][slot])
+        return {
+            "stream": name,
+            "seq": int(engine.counts["events"][slot]) - 1,
+            **dict(zip(SIGNALS, np.asarray(engine.last["signals"][slot]).tolist(), strict=True)),
+            "last_action": ActionKind(int(engine.last["action"][slot])).label,
+            "last_alarm_seq": alarm if alarm >= 0 else None,
+        }
+
+
+class Late:
+    """A service that says "starting" until there is a consumer: the port is taken before the model is loaded."""
+
+    def __init__(self) -> None:
+        self._service: ConsumerService | None = None
+
+    def serve(self, consumer: Consumer) -> None:
+        """Answer for this consumer from now on."""
+        self._service = ConsumerService(consumer)
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Return the metrics, or nothing yet."""
+        return (b"", "text/plain; charset=utf-8") if self._service is None else self._service.exposition(accept)
+
+    def healthy(self) -> tuple[bool, str]:
+        """Say whether the loop turns; while starting, it need not."""
+        return (True, "starting") if self._service is None else self._service.healthy()
+
+    def ready(self) -> tuple[bool, str]:
+        """Say whether events are being consumed."""
+        return (False, "starting") if self._service is None else self._service.ready()
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the live page shows, or that nothing is ready."""
+        return STARTING if self._service is None else self._service.summary()
+
+    def streams(self, limit: int) -> list[dict[str, Any]]:
+        """Return the streams that need a look first."""
+        return [] if self._service is None else self._service.streams(limit)
+
+    def stream(self, name: str) -> dict[str, Any] | None:
+        """Return one stream's numbers."""
+        return None if self._service is None else self._service.stream(name)
+
+
+STARTING: dict[str, Any] = {
+    "events": 0,
+    "tokens": 0,
+    "events_per_second": 0.0,
+    "dead_letters": {},
+    "alarms": {},
+    "actions": {},
+    "streams_resident": 0,
+    "streams_stored": 0,
+    "backlog_bytes": None,
+    "last_checkpoint": None,
+    "signals": dict.fromkeys(SIGNALS),
+    "ready": False,
+}
+"""A summary before there is anything to sum up."""

@@ -1,0 +1,39 @@
+"""What every sink is: where the output records go."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from stream.engine import Outcome
+
+
+class Sink(ABC):
+    """Takes one record for each accepted event, in each stream's order. Its life:
+
+    1. ``open(mark)``: None for a fresh start, else the mark of the checkpoint that the run goes on from; whatever was
+       written after that mark is taken back.
+    2. ``write(outcome)`` for each micro-batch.
+    3. ``flush() -> mark`` before each checkpoint: everything written is safe now, and `mark` goes into the checkpoint.
+    4. ``close()``: what was written after the last flush may be dropped.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Under which the checkpoint keeps this sink's mark."""
+
+    @abstractmethod
+    def open(self, mark: int | None) -> None:
+        """Begin, or go on after `mark`."""
+
+    @abstractmethod
+    def write(self, outcome: Outcome) -> None:
+        """Take the records of one micro-batch."""
+
+    @abstractmethod
+    def flush(self) -> int:
+        """Make what was written safe; return the mark to go on from."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of files and connections."""

@@ -1,0 +1,677 @@
+"""One partition of a file source: a file, or a log with all that its rotations left behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from zlib import crc32
+
+import structlog
+from pydantic import JsonValue, ValidationError
+
+from memory.errors import ConfigurationError
+from stream.event import Reason, Rejection
+from stream.sources.byte_stream import COMPRESSED, ByteStream, CorruptFile, PlainBytes, open_bytes
+from stream.sources.file_identity import (
+    HEAD_BYTES,
+    TAIL_BYTES,
+    Earlier,
+    FileIdentity,
+    Opener,
+    OtherContent,
+    Reopened,
+    has_head,
+    open_readonly,
+    open_stream,
+    read_head,
+    reopen,
+)
+from stream.sources.follow import FollowSettings
+from stream.sources.line_cutter import Cut, LineContinued, LineCutter
+from stream.sources.siblings import Found, find_inode, look, rotated, without_packing
+from stream.sources.source import CHUNK_BYTES, Chunk, Mark, Position
+
+log = structlog.get_logger(__name__)
+
+
+class Step(Enum):
+    """What a step came to when it gave no chunk."""
+
+    PROGRESS = 1
+    """Bytes were read, but no line is whole yet: go on."""
+    WAIT = 2
+    """Nothing new now."""
+    DONE = 3
+    """Nothing more, ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileMark(Mark):
+    """What is known of the file that a chunk came from; see `FileIdentity`."""
+
+    base: int
+    name: str
+    device: int
+    inode: int
+    size: int
+    head: bytes
+    complete: bool
+    corrupt: bool
+    earlier: tuple[Earlier, ...]
+
+    def identify(self, chunk: Chunk, count: int) -> FileIdentity:
+        """Return the identity of the place after the chunk's first `count` lines."""
+        index, last = count - 1, count == len(chunk)
+        head = self.head[: chunk.ends[index] - self.base]
+        terminated = chunk.is_terminated(index)
+        tail = b""
+        if index not in chunk.truncated:
+            tail = (chunk.lines[index] + b"\n" * terminated)[-TAIL_BYTES:]
+        return FileIdentity(
+            base=self.base,
+            name=self.name,
+            device=self.device,
+            inode=self.inode,
+            size=self.size,
+            head_length=len(head),
+            head_crc=crc32(head),
+            tail_length=len(tail),
+            tail_crc=crc32(tail),
+            complete=self.complete and last,
+            corrupt=self.corrupt and last,
+            unterminated=not terminated,
+            earlier=self.earlier,
+        )
+
+    def identity(self, chunk: Chunk, count: int) -> dict[str, JsonValue]:
+        """Return it as JSON."""
+        return self.identify(chunk, count).model_dump(mode="json")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A position, with its identity understood."""
+
+    offset: int
+    lines: int
+    identity: FileIdentity
+
+    @classmethod
+    def of(cls, position: Position, partition: str) -> Place:
+        """Read a stored position.
+
+        Raises
+        ------
+        ConfigurationError
+            It was not made by this kind of source.
+        """
+        try:
+            return cls(position.offset, position.lines, FileIdentity.model_validate(position.identity))
+        except ValidationError:
+            raise ConfigurationError(
+                f"{partition}: expected the stored position to be one in a file, got one of kind "
+                f"{position.identity.get('kind')!r}; read the same source as before, or begin anew with another state"
+            ) from None
+
+
+class FileLog:
+    """Reads one partition. Its life:
+
+    1. ``open(position)``, once: checks the position; a fresh start touches nothing but the file's status.
+    2. ``step()`` over and over: a chunk, or a `Step`. Never waits.
+    3. ``park()`` between steps closes the file; the next step finds it again by its identity.
+    4. ``close()``.
+
+    Without `follow` the partition ends where the file ended when it was first opened. With it, the partition goes on
+    through rotations: a file is finished before the next is begun, and when several rotations went by, all parts are
+    read in order.
+
+    Parameters
+    ----------
+    partition
+        The partition's name.
+    path
+        Where the file, or the log's newest part, is.
+    follow
+        How to follow; None: do not.
+    stop
+        Set by another thread to end long work.
+    clock
+        Seconds, never going back.
+    counts
+        Where events worth counting are added.
+    keep_earlier
+        Whether positions remember the files read before the present one.
+    opener
+        Opens a path for reading.
+    offset, lines
+        Where a fresh start begins to count.
+    """
+
+    __slots__ = (
+        "_base",
+        "_clock",
+        "_corrupt",
+        "_counts",
+        "_cutter",
+        "_device",
+        "_done",
+        "_earlier",
+        "_follow",
+        "_head",
+        "_idle_since",
+        "_inode",
+        "_keep_earlier",
+        "_last",
+        "_left",
+        "_left_gone",
+        "_name",
+        "_opener",
+        "_place",
+        "_seen",
+        "_stop",
+        "_stream",
+        "_successor_since",
+        "_told",
+        "partition",
+        "path",
+    )  # fmt: skip  (a folder may hold a hundred thousand of them)
+
+    def __init__(
+        self,
+        partition: str,
+        path: Path,
+        *,
+        follow: FollowSettings | None,
+        stop: threading.Event,
+        clock: Callable[[], float],
+        counts: Counter[str],
+        keep_earlier: bool = False,
+        opener: Opener = open_readonly,
+        offset: int = 0,
+        lines: int = 0,
+    ):
+        self.partition = partition
+        self.path = path
+        self._follow = follow
+        self._stop = stop
+        self._clock = clock
+        self._counts = counts
+        self._keep_earlier = keep_earlier
+        self._opener = opener
+        self._cutter = LineCutter(offset, lines)
+        self._stream: ByteStream | None = None
+        self._name, self._device, self._inode = path.name, -1, -1
+        self._base = offset
+        self._head = b""
+        self._corrupt = False
+        self._earlier: tuple[Earlier, ...] = ()
+        self._place: Place | None = None  # where to go on after `park`: the end of the last line given out
+        self._last: Chunk | None = None  # the last chunk given out, from which `_place` is made when it is needed
+        self._left: Found | None = None  # what was at `path` when the file was parked
+        self._left_gone = False  # it was parked because it is deleted
+        self._done = False
+        self._idle_since: float | None = None
+        self._successor_since: float | None = None
+        self._seen: tuple[int, int] | None = None
+        self._told = False
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def open(self, position: Position | None) -> None:
+        """Be ready to give the lines behind `position`.
+
+        Raises
+        ------
+        ConfigurationError
+            The content is not the one that the position was taken from.
+        EndOfInput
+            The stop event was set meanwhile.
+        """
+        if position is None:
+            return
+        self._place = Place.of(position, self.partition)
+        identity = self._place.identity
+        self._earlier = identity.earlier
+        if identity.complete and self._is_unchanged(identity):
+            # Saves decompressing all of a file that is finished, only to see that it is.
+            self._cutter = LineCutter(position.offset, position.lines, owed=identity.unterminated)
+            self._base, self._corrupt = identity.base, identity.corrupt
+            self._left = look(self.path)
+            self._done = self._follow is None
+            return
+        try:
+            self._return_to(self._place)
+        except OtherContent as why:
+            raise ConfigurationError(
+                f"{self.path}: expected the file that was read up to byte {position.offset} (line {position.lines}) of "
+                f"{self.partition!r} before, got other content ({why}); put that file back, or begin anew with another "
+                "state"
+            ) from None
+
+    def _is_unchanged(self, identity: FileIdentity) -> bool:
+        """Say whether a file that was read to its end is still the same, as far as that is seen without reading it."""
+        found = look(self.path) if self._opener is open_readonly else None
+        return (
+            found is not None
+            and (found.device, found.inode, found.size) == (identity.device, identity.inode, identity.size)
+            and has_head(found.path, identity.head_length, identity.head_crc)
+        )
+
+    def _return_to(self, place: Place) -> None:
+        """Find the file of a place, wherever it is now, and go on in it."""
+        self._attach(place, *self._find(place, self._candidates(place.identity)))
+
+    def _candidates(self, identity: FileIdentity) -> list[Path]:
+        """Return the paths at which a file that was read before may be now, the likeliest first."""
+        paths = [self.path]
+        if self._opener is open_readonly:
+            paths += [self.path.with_name(self.path.name + ending) for ending in COMPRESSED]
+        if self._follow is not None:
+            by_inode = find_inode(self.path.parent, identity.device, identity.inode)
+            paths = [*([by_inode] if by_inode else []), *paths, *(part.path for part in reversed(rotated(self.path)))]
+        return list(dict.fromkeys(paths))
+
+    def _find(self, place: Place, paths: Iterable[Path]) -> tuple[str, Reopened]:
+        """Return the first of the files that holds what was read before.
+
+        Raises
+        ------
+        OtherContent
+            None of them does; the message says what each holds.
+        """
+        found: list[str] = []
+        for path in paths:
+            try:
+                again = reopen(
+                    path,
+                    place.identity,
+                    place.offset - place.identity.base,
+                    fixed=self._follow is None,
+                    stop=self._stop,
+                    opener=self._opener,
+                )
+            except FileNotFoundError:
+                if path == self.path:
+                    found.append(f"{path.name}: no such file")
+            except OSError as error:
+                found.append(f"{path.name}: {error.strerror}")
+            except OtherContent as why:
+                found.append(f"{path.name}: {why}")
+            else:
+                return path.name, again
+        raise OtherContent("; ".join(found[:3]))
+
+    def _attach(self, place: Place, name: str, again: Reopened) -> None:
+        """Go on in a file that is known again."""
+        if place.identity.corrupt and again.stream.raw_size() != place.identity.size:
+            again.stream.close()
+            raise OtherContent(f"{name} was damaged where it was left, and has changed since")
+        self._take(again.stream, name)
+        self._cutter = LineCutter(place.offset, place.lines, owed=place.identity.unterminated)
+        self._base, self._head, self._corrupt = place.identity.base, again.head, place.identity.corrupt
+
+    def _begin(self, stream: ByteStream, name: str) -> None:
+        """Begin a file at its start; the partition's offset goes on counting."""
+        self._take(stream, name)
+        self._cutter.owed = False
+        self._base, self._head, self._corrupt = self._cutter.offset, b"", False
+
+    def _take(self, stream: ByteStream, name: str) -> None:
+        self._drop_stream()
+        status = os.fstat(stream.fd)
+        self._stream, self._name, self._device, self._inode = stream, name, status.st_dev, status.st_ino
+        self._idle_since = self._successor_since = self._seen = None
+        self._left, self._left_gone = None, False
+
+    def _enter(self) -> bool:
+        """Open the file that comes next, if it is there; say whether it is."""
+        if self._follow is None:
+            try:
+                if self._place is None:
+                    self._begin(open_stream(self.path, fixed=True, opener=self._opener), self.path.name)
+                else:
+                    self._return_to(self._place)
+            except (OSError, OtherContent) as why:
+                raise ConfigurationError(f"{self.path}: expected the file as it was at the start, got: {why}") from None
+            return True
+        now = look(self.path)
+        if now == self._left and (now is not None or self._left_gone):
+            return False  # nothing happened since it was parked
+        if self._place is not None:
+            try:
+                self._return_to(self._place)
+            except OtherContent as why:
+                if now is None:
+                    return False
+                if not self._left_gone:
+                    self._tell("source_lost", why=str(why))
+            else:
+                return True
+        try:
+            stream = open_stream(self.path, fixed=False, opener=self._opener)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) and not self._told:
+                self._told = True
+                self._tell("source_unreadable", file=self.path.name, why=str(error.strerror))
+            return False
+        self._begin(stream, self.path.name)
+        return True
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def step(self) -> Chunk | Step:
+        """Read a block, or look at what became of the file if there is none.
+
+        Raises
+        ------
+        ConfigurationError
+            The line at which the position stood has been continued since.
+        """
+        if self._done:
+            return Step.DONE
+        if self._stream is None and not self._enter():
+            return Step.WAIT
+        stream = self._stream
+        assert stream is not None
+        if self._follow is not None and self._was_cut_back(stream):
+            return self._start_over(stream)
+        if not self._corrupt:
+            try:
+                block = stream.read(CHUNK_BYTES)
+            except CorruptFile as error:
+                return self._fault(stream, str(error))
+            if block:
+                return self._feed(stream, block)
+        if self._follow is not None:
+            return self._look_around(stream, self._follow)
+        if stream.stopped_short and not self._corrupt:
+            return self._fault(stream, "the file is cut short")
+        cut = self._cutter.flush()
+        if cut is not None:
+            return self._chunk(stream, cut)
+        self._done = True
+        self._drop_stream()
+        return Step.DONE
+
+    def _feed(self, stream: ByteStream, block: bytes) -> Chunk | Step:
+        self._idle_since = self._successor_since = None
+        if len(self._head) < HEAD_BYTES:
+            self._head += block[: HEAD_BYTES - len(self._head)]
+        try:
+            cut = self._cutter.feed(block)
+        except LineContinued:
+            raise ConfigurationError(
+                f"{self.path}: expected line {self._cutter.lines} of {self.partition!r} to end at byte "
+                f"{self._cutter.offset}, where the file ended when it was read, got more of that line; begin anew with "
+                "another state (a log that is being written is read with --follow)"
+            ) from None
+        return Step.PROGRESS if cut is None else self._chunk(stream, cut)
+
+    def _chunk(self, stream: ByteStream, cut: Cut, faults: dict[int, Rejection] | None = None) -> Chunk:
+        mark = FileMark(
+            base=self._base,
+            name=self._name,
+            device=self._device,
+            inode=self._inode,
+            size=stream.raw_size(),
+            head=self._head,
+            complete=self._corrupt or (not self._cutter.waiting and stream.exhausted),
+            corrupt=self._corrupt,
+            earlier=self._earlier,
+        )
+        self._last = Chunk(
+            partition=self.partition,
+            start=cut.start,
+            lines=cut.lines,
+            ends=cut.ends,
+            first_line=cut.first_line,
+            mark=mark,
+            truncated=cut.truncated,
+            faults=faults or {},
+        )
+        return self._last
+
+    def _fault(self, stream: ByteStream, detail: str) -> Chunk:
+        """Give up on a damaged file: what was held of a line, and the rejection."""
+        self._corrupt = True
+        self._tell("source_corrupt", file=self._name, why=detail)
+        cut = self._cutter.flush(even_if_empty=True)
+        assert cut is not None
+        rejection = Rejection(Reason.CORRUPT_COMPRESSION, f"expected {self._name!r} whole, got damage: {detail}")
+        return self._chunk(stream, cut, {0: rejection})
+
+    # -- what becomes of a file that is followed -----------------------------------------------------------------------
+
+    def _look_around(self, stream: ByteStream, follow: FollowSettings) -> Chunk | Step:
+        """At the end of what is there: wait for more, or go on to the file that came after."""
+        if self._was_cut_back(stream):
+            return self._start_over(stream)
+        now = self._clock()
+        if self._idle_since is None:
+            self._idle_since = now
+        mine, live = os.fstat(stream.fd), look(self.path)
+        settled = now - self._idle_since >= follow.settle_wait
+        cut_short = stream.stopped_short and not self._corrupt
+        if live is not None and live.is_file(mine):
+            return self._fault(stream, "the file is cut short") if cut_short and settled else Step.WAIT
+        newer = [part for part in self._newer(mine, live) if part.size]
+        if not newer and not (settled and live is None and mine.st_nlink == 0):
+            return Step.WAIT
+        if cut_short:
+            return self._fault(stream, "the file is cut short") if settled else Step.WAIT
+        if not newer:
+            return self._let_go(stream)
+        if self._successor_since is None:
+            self._successor_since = now
+        if len(newer) == 1 and now - max(self._idle_since, self._successor_since) < follow.rotate_wait:
+            return Step.WAIT
+        return self._advance(stream, newer[0])
+
+    def _newer(self, mine: os.stat_result, live: Found | None) -> list[Found]:
+        """Return the parts of the log that come after the file at hand, the oldest first."""
+        newest = [live] if live is not None else []
+        parts = rotated(self.path) + newest
+        for index, part in enumerate(parts):
+            if part.is_file(mine):
+                return parts[index + 1 :]
+        crc = crc32(self._head)
+        for index, part in enumerate(parts):
+            if self._head and part.path.name.endswith(COMPRESSED) and has_head(part.path, len(self._head), crc):
+                return parts[index + 1 :]
+        # Deleted, or moved to where its name says nothing: go by the time of its last line.
+        return [part for part in parts if part is not live and part.mtime_ns >= mine.st_mtime_ns] + newest
+
+    def _advance(self, stream: ByteStream, part: Found) -> Chunk | Step:
+        """Finish the file at hand and begin the next."""
+        try:
+            following = open_stream(part.path, fixed=False)
+        except OSError:
+            return Step.WAIT
+        if not part.is_file(os.fstat(following.fd)):
+            following.close()  # rotated again under our eyes: look again
+            return Step.PROGRESS
+        cut = self._cutter.flush()
+        chunk = self._chunk(stream, cut) if cut is not None else None
+        if self._keep_earlier:
+            self._remember_earlier()
+        self._tell("source_rotated", finished=self._name, begun=part.path.name)
+        self._begin(following, part.path.name)
+        return chunk or Step.PROGRESS
+
+    def _remember_earlier(self) -> None:
+        """Note the file at hand as read, and forget those that are no longer there."""
+        finished = Earlier(
+            name=self._name,
+            device=self._device,
+            inode=self._inode,
+            head_length=len(self._head),
+            head_crc=crc32(self._head),
+        )
+        folder = self.path.parent
+        kept = []
+        for file in (*self._earlier, finished):
+            path = find_inode(folder, file.device, file.inode)
+            if path is not None:
+                kept.append(file.model_copy(update={"name": path.name}))
+            elif any((folder / (without_packing(file.name) + ending)).exists() for ending in COMPRESSED):
+                kept.append(file)
+        self._earlier = tuple(kept)
+
+    def _was_cut_back(self, stream: ByteStream) -> bool:
+        """Say whether the file holds other content than it did. Costs nothing while it does not change."""
+        status = os.fstat(stream.fd)
+        seen = (status.st_size, status.st_mtime_ns)
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        if status.st_size < stream.raw_offset:
+            return True
+        if isinstance(stream, PlainBytes):
+            return os.pread(stream.fd, len(self._head), 0) != self._head
+        with suppress(CorruptFile), closing(open_bytes(os.dup(stream.fd), self._name)) as again:
+            return read_head(again, len(self._head)) != self._head
+        return True
+
+    def _start_over(self, stream: ByteStream) -> Chunk | Step:
+        """Deal with a file that was emptied, and maybe filled again, under our eyes.
+
+        If a copy was made first and holds what was read, it is finished before the new content is begun.
+        """
+        place = self._here()
+        if place is not None and place.identity.base == self._base:
+            copies = [part.path for part in reversed(rotated(self.path)) if part.inode != self._inode]
+            try:
+                name, again = self._find(place, copies)
+            except OtherContent:
+                pass
+            else:
+                self._tell("source_truncated", file=self._name, goes_on_in=name)
+                self._place, self._last = place, None
+                self._attach(place, name, again)
+                return Step.PROGRESS
+        self._tell("source_truncated", file=self._name, goes_on_in=self._name)
+        cut = self._cutter.flush()
+        chunk = self._chunk(stream, cut) if cut is not None else None
+        self._begin(open_bytes(os.dup(stream.fd), self._name), self._name)
+        return chunk or Step.PROGRESS
+
+    def _let_go(self, stream: ByteStream) -> Chunk | Step:
+        """Close a deleted file, which would keep its place on the disk; what waits of a line is one."""
+        cut = self._cutter.flush()
+        if cut is not None:
+            return self._chunk(stream, cut)
+        self.park()
+        self._left, self._left_gone = None, True
+        return Step.WAIT
+
+    # -- parking -----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether a file is open."""
+        return self._stream is not None
+
+    @property
+    def is_gone(self) -> bool:
+        """Say whether the file was deleted after it had been read, and nothing took its place."""
+        return self._left_gone and look(self.path) is None
+
+    @property
+    def here(self) -> tuple[int, int]:
+        """Offset and number of lines so far."""
+        return self._cutter.offset, self._cutter.lines
+
+    def park(self) -> None:
+        """Close the file for now. One that is being waited for is kept open."""
+        stream = self._stream
+        if stream is None or (stream.stopped_short and not self._corrupt):
+            return
+        self._place = self._here()
+        self._last = None
+        found = look(self.path)
+        unchanged = (
+            found is not None
+            and (found.device, found.inode) == (self._device, self._inode)
+            and (self._corrupt or found.size == stream.raw_offset)
+        )
+        self._left = found if unchanged else None
+        self._cutter.drop()
+        self._drop_stream()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._drop_stream()
+
+    def _drop_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _here(self) -> Place | None:
+        """Return the end of the last line given out; None before the first."""
+        if self._last is None:
+            return self._place
+        chunk = self._last
+        assert isinstance(chunk.mark, FileMark)
+        return Place(chunk.ends[-1], chunk.first_line + len(chunk) - 1, chunk.mark.identify(chunk, len(chunk)))
+
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def known_files(self) -> list[Earlier]:
+        """Return the files that this partition has read or is reading."""
+        if self._stream is not None:
+            head = self._head
+            now = [
+                Earlier(
+                    name=self._name,
+                    device=self._device,
+                    inode=self._inode,
+                    head_length=len(head),
+                    head_crc=crc32(head),
+                )
+            ]
+        elif self._place is not None:
+            now = [Earlier.model_validate(self._place.identity.model_dump(include=set(Earlier.model_fields)))]
+        else:
+            now = []
+        return [*self._earlier, *now]
+
+    def is_behind_rotation(self) -> bool:
+        """Say whether the file at hand is no longer the log's newest part."""
+        known = self.known_files()
+        live = look(self.path)
+        return bool(known) and (live is None or (live.device, live.inode) != (known[-1].device, known[-1].inode))
+
+    def backlog(self) -> int:
+        """Return the bytes, as stored, that are there and not read; may be called from any thread."""
+        if self._done:
+            return 0
+        stream, place, live = self._stream, self._place, look(self.path)
+        live_size = live.size if live is not None else 0
+        if stream is not None:
+            device, inode = self._device, self._inode
+            try:
+                rest = stream.raw_size() - stream.raw_offset
+            except OSError:  # closed meanwhile
+                rest = 0
+        elif place is not None:
+            device, inode = place.identity.device, place.identity.inode
+            rest = live_size - place.identity.size
+        else:
+            return live_size
+        if live is not None and self._follow is not None and (live.device, live.inode) != (device, inode):
+            rest = live_size + (rest if stream is not None else 0)
+        return max(0, rest)
+
+    def _tell(self, event: str, **fields: str) -> None:
+        """Count and log something worth knowing."""
+        self._counts[event] += 1
+        tell = log.info if event == "source_rotated" else log.warning
+        tell(event, partition=self.partition, offset=self._cutter.offset, **fields)

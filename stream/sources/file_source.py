@@ -1,0 +1,317 @@
+"""Lines from files: one file, all files of a folder, or logs that are followed as they grow and rotate."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from bisect import insort
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+import structlog
+
+from memory.errors import ConfigurationError
+from stream.sources.byte_stream import COMPRESSED
+from stream.sources.file_identity import Earlier, has_head, open_readonly
+from stream.sources.file_log import FileLog, Step
+from stream.sources.follow import FollowSettings
+from stream.sources.siblings import look, rotated, without_packing
+from stream.sources.source import Chunk, EndOfInput, Position, Source
+
+log = structlog.get_logger(__name__)
+
+ENDINGS = tuple(ending + packing for ending in (".jsonl", ".ndjson") for packing in ("", *COMPRESSED))
+"""Endings of the names of the files that are read in a folder."""
+
+_OPEN_FILES = 64
+
+
+class FileSource(Source):
+    """Reads a file, or a folder of files; plain, gzip or zstd.
+
+    A single file is a partition named by its file name. In a folder each file whose name ends in one of `ENDINGS` and
+    does not begin with a dot is a partition, named by its file name; folders inside it are not read. Partitions are
+    read one after the other in the order of their names; with `follow`, one is left for the next whenever it has
+    nothing new.
+
+    Parameters
+    ----------
+    path
+        The file or folder.
+    follow
+        How to go on at the end of the files; None: do not.
+    clock
+        Seconds, never going back; for the waits in `FollowSettings`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "events.jsonl"
+    >>> _ = path.write_bytes(b'{"stream": "ann", "text": "Hello"}\\n{"stream": "ann", "text": "Bye"}\\n')
+    >>> source = FileSource(path)
+    >>> source.open({})
+    >>> chunk = source.read(timeout=1)
+    >>> chunk.lines
+    [b'{"stream": "ann", "text": "Hello"}', b'{"stream": "ann", "text": "Bye"}']
+    >>> position = chunk.position(1)
+    >>> source.close()
+    >>> again = FileSource(path)
+    >>> again.open({chunk.partition: position})
+    >>> again.read(timeout=1).lines
+    [b'{"stream": "ann", "text": "Bye"}']
+    >>> again.close()
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        follow: FollowSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        super().__init__()
+        self.path = Path(path)
+        self.follow = follow
+        self._clock = clock
+        self._is_folder = False
+        self._logs: list[FileLog] = []
+        self._names: set[str] = set()
+        self._gone: dict[str, tuple[int, int]] = {}  # partitions whose files were deleted → where they ended
+        self._claimed: dict[str, tuple[int, int]] = {}  # parts of known partitions → inodes
+        self._waiting: dict[FileLog, None] = {}  # open partitions that have nothing new, the longest first
+        self._cursor = 0
+        self._total: int | None = None
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def _open(self, positions: Mapping[str, Position]) -> None:
+        status = self._status(bool(positions))
+        self._is_folder = status is not None and stat.S_ISDIR(status.st_mode)
+        if self._is_folder:
+            self._open_folder(positions)
+        else:
+            self._open_file(positions)
+        if self.follow is None:
+            self._total = sum(found.size for each in self._logs if (found := look(each.path)) is not None)
+
+    def _status(self, resumes: bool) -> os.stat_result | None:
+        """Return the path's status; None if it is not there but a followed log's older parts may be."""
+        try:
+            return self.path.stat()
+        except FileNotFoundError:
+            if resumes and self.path.parent.is_dir():
+                return None
+            raise ConfigurationError(f"{self.path}: expected a file or folder, got nothing{self._slip()}") from None
+        except OSError as error:
+            raise ConfigurationError(f"{self.path}: expected a file or folder, cannot look: {error.strerror}") from None
+
+    def _slip(self) -> str:
+        """Name the path that was likely meant."""
+        folder = self.path.parent
+        if not folder.is_dir():
+            return f" ({folder} is no folder)"
+        near = get_close_matches(self.path.name, os.listdir(folder), 1)
+        return f" (did you mean {folder / near[0]}?)" if near else ""
+
+    def _new_log(self, path: Path) -> FileLog:
+        name = partition_name(path)
+        offset, lines = self._gone.pop(name, (0, 0))
+        return FileLog(
+            name,
+            path,
+            follow=self.follow,
+            stop=self._stop,
+            clock=self._clock,
+            counts=self.counts,
+            keep_earlier=self._is_folder,
+            offset=offset,
+            lines=lines,
+        )
+
+    def _open_file(self, positions: Mapping[str, Position]) -> None:
+        check_readable(self.path)
+        self._open_only(self._new_log(self.path), positions)
+
+    def _open_only(self, only: FileLog, positions: Mapping[str, Position]) -> None:
+        """Read a single partition."""
+        strangers = sorted(set(positions) - {only.partition})
+        if strangers:
+            raise ConfigurationError(
+                f"{self.path}: expected a stored position of {only.partition!r}, got one of {strangers[0]!r}; "
+                "read the same source as before, or begin anew with another state"
+            )
+        self._logs = [only]
+        only.open(positions.get(only.partition))
+
+    def _open_folder(self, positions: Mapping[str, Position]) -> None:
+        paths = {partition_name(path): path for path in self._listing()}
+        if not paths and not positions and self.follow is None:
+            inside = any(entry.is_dir() for entry in os.scandir(self.path))
+            slip = "; folders inside it are not read" if inside else ""
+            raise ConfigurationError(f"{self.path}: expected files ending in {', '.join(ENDINGS)}, got none{slip}")
+        for path in paths.values():
+            check_readable(path)
+        # The files that have positions come first: they tell which of the others are theirs under a new name.
+        for name in sorted(positions):
+            each = self._new_log(paths.get(name, self.path / name))
+            try:
+                each.open(positions[name])
+            except ConfigurationError:
+                if name in paths or not positions[name].identity.get("complete"):
+                    raise
+                self._gone[name] = (positions[name].offset, positions[name].lines)
+                log.info("source_partition_gone", partition=name, offset=positions[name].offset)
+            else:
+                self._add(each)
+        self._adopt(path for name, path in paths.items() if name not in positions)
+
+    def _listing(self) -> list[Path]:
+        """Return the files in the folder that are read, by name."""
+        with os.scandir(self.path) as entries:
+            names = [entry.name for entry in entries if entry.name.endswith(ENDINGS) and entry.name[0] != "."]
+        return [path for path in (self.path / name for name in sorted(names)) if look(path) is not None]
+
+    def _adopt(self, paths: Iterable[Path]) -> bool:
+        """Begin a partition for each file that is none of a known one's renamed; say whether any was."""
+        new = [path for path in paths if not self._is_settled(path)]
+        if not new:
+            return False
+        by_inode: dict[tuple[int, int], list[Earlier]] = {}
+        by_name: dict[str, list[Earlier]] = {}
+        behind: set[Path] = set()
+        for each in self._logs:
+            for file in each.known_files():
+                by_inode.setdefault((file.device, file.inode), []).append(file)
+                by_name.setdefault(without_packing(file.name), []).append(file)
+            if each.is_behind_rotation():
+                behind.update(part.path for part in rotated(each.path))
+        before = len(self._logs)
+        for path in new:
+            found = look(path)
+            if found is None or path in behind:
+                continue  # a log that catches up reads the parts in between itself; look again when it has
+            renamed = by_inode.get((found.device, found.inode), [])
+            repacked = [file for file in by_name.get(without_packing(path.name), []) if file.name != path.name]
+            if any(_is_same(path, file) for file in (*renamed, *repacked)):
+                self._claimed[path.name] = (found.device, found.inode)
+            else:
+                self._add(self._new_log(path))
+        return len(self._logs) > before
+
+    def _is_settled(self, path: Path) -> bool:
+        """Say whether it is known already what a file is."""
+        if partition_name(path) in self._names:
+            return True
+        claimed = self._claimed.get(path.name)
+        if claimed is None:
+            return False
+        found = look(path)
+        if found is not None and (found.device, found.inode) == claimed:
+            return True
+        del self._claimed[path.name]
+        return False
+
+    def _add(self, each: FileLog) -> None:
+        insort(self._logs, each, key=lambda log: log.partition)
+        self._names.add(each.partition)
+        self._keep_few_open(each)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def _read(self, timeout: float) -> Chunk | None:
+        deadline = time.monotonic() + timeout
+        while not self._stop.is_set():
+            got = self._step_through() if self.follow is None else self._step_around()
+            if isinstance(got, Chunk):
+                return got
+            if got is Step.DONE:
+                break
+            if got is Step.WAIT and self.follow is not None:
+                rest = deadline - time.monotonic()
+                if rest <= 0:
+                    return None
+                self._stop.wait(min(self.follow.interval, rest))
+        raise EndOfInput
+
+    def _step_through(self) -> Chunk | Step:
+        """Read one partition after the other to its end."""
+        while self._cursor < len(self._logs):
+            got = self._logs[self._cursor].step()
+            if got is not Step.DONE:
+                return got
+            self._cursor += 1
+        return Step.DONE
+
+    def _step_around(self) -> Chunk | Step:
+        """Read on in the partition at hand, or in the next that has something new."""
+        for _ in range(len(self._logs)):
+            self._cursor %= len(self._logs)
+            each = self._logs[self._cursor]
+            got = each.step()
+            if got is not Step.WAIT or self._stop.is_set():
+                return got
+            self._keep_few_open(each)
+            self._cursor += 1
+        self._cursor = 0
+        return Step.PROGRESS if self._is_folder and self._look_for_new() else Step.WAIT
+
+    def _look_for_new(self) -> bool:
+        """Begin partitions for new files in the folder, and end those of files that are gone."""
+        for each in [each for each in self._logs if each.is_gone]:
+            self._gone[each.partition] = each.here
+            self._logs.remove(each)
+            self._names.discard(each.partition)
+            log.info("source_partition_gone", partition=each.partition, offset=each.here[0])
+        return self._adopt(self._listing())
+
+    def _keep_few_open(self, each: FileLog) -> None:
+        """Park the partition that has waited longest when many files are open: descriptors are few."""
+        self._waiting.pop(each, None)
+        if each.is_open:
+            self._waiting[each] = None
+        if len(self._waiting) > _OPEN_FILES:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.park()
+            if oldest.is_open:
+                self._waiting[oldest] = None
+
+    def _close(self) -> None:
+        for each in self._logs:
+            each.close()
+
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def backlog(self) -> int | None:
+        """Return the bytes, as stored, not yet read."""
+        return sum(each.backlog() for each in list(self._logs))
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Bytes, as stored, in all files; None with `follow`, where there is no end."""
+        return self._total
+
+
+def _is_same(path: Path, file: Earlier) -> bool:
+    """Say whether a file at a new path is one that was read before; `file` has its inode or its name."""
+    return has_head(path, file.head_length, file.head_crc)
+
+
+def partition_name(path: Path) -> str:
+    """Return a file's name as text that can be stored: bytes that are no UTF-8 become escapes."""
+    return os.fsencode(path.name).decode("utf-8", "backslashreplace")
+
+
+def check_readable(path: Path) -> None:
+    """Raise `ConfigurationError` unless a path is a regular file that can be read, or is not there."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigurationError(f"{path}: expected a regular file, got something else (a pipe is read as stdin:)")
+        os.close(open_readonly(path))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigurationError(f"{path}: expected a file that can be read, got: {error.strerror}") from None

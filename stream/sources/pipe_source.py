@@ -1,0 +1,226 @@
+"""Lines from a pipe: a descriptor that can be read once, from the front."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+from zlib import crc32
+
+from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, ValidationError
+
+from memory.errors import ConfigurationError
+from stream.sources.line_cutter import Cut, LineContinued, LineCutter
+from stream.sources.source import CHUNK_BYTES, Chunk, EndOfInput, Mark, Position, Source
+
+
+class PipeIdentity(BaseModel):
+    """What a position in a pipe knows of what came before it.
+
+    Attributes
+    ----------
+    base
+        The partition's offset at which this input began; more than 0 when it continued an earlier one.
+    crc
+        CRC32 of all bytes since then.
+    unterminated
+        The last line consumed had no newline.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["pipe"] = "pipe"
+    base: NonNegativeInt
+    crc: NonNegativeInt
+    unterminated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PipeMark(Mark):
+    """Where this input began, and its checksum up to the end of the chunk's first line."""
+
+    base: int
+    first_crc: int
+
+    def identity(self, chunk: Chunk, count: int) -> dict[str, JsonValue]:
+        """Return the `PipeIdentity` as JSON."""
+        # Only the first line can be one whose bytes were not all kept: blocks are smaller than the cap.
+        crc = self.first_crc
+        terminated = chunk.is_terminated(count - 1)
+        if count > 1:
+            crc = crc32(b"\n".join(chunk.lines[1:count]) + b"\n" * terminated, crc)
+        return PipeIdentity(base=self.base, crc=crc, unterminated=not terminated).model_dump(mode="json")
+
+
+class PipeSource(Source):
+    """Reads a descriptor from the front to its end. It is borrowed: not closed here.
+
+    To go on from a position, the same input must be given again from its beginning: what was consumed is read once
+    more, compared by checksum, and passed over. Or, with `continues`, the input begins where the last one left off.
+
+    Parameters
+    ----------
+    fd
+        The descriptor.
+    partition
+        The partition's name.
+    continues
+        The input goes on behind the stored position: nothing is passed over, and the offset goes on counting.
+
+    Examples
+    --------
+    >>> def given(data, **settings):
+    ...     end, begin = os.pipe()
+    ...     _ = os.write(begin, data)
+    ...     os.close(begin)
+    ...     return PipeSource(end, **settings)
+    >>> source = given(b"one\\ntwo\\n")
+    >>> source.open({})
+    >>> position = source.read(timeout=1).position(1)
+    >>> source = given(b"one\\ntwo\\n")
+    >>> source.open({"stdin": position})
+    >>> source.read(timeout=1).lines
+    [b'two']
+    >>> source = given(b"drei\\n", continues=True)
+    >>> source.open({"stdin": position})
+    >>> chunk = source.read(timeout=1)
+    >>> chunk.start, chunk.lines
+    (4, [b'drei'])
+    """
+
+    def __init__(self, fd: int = 0, *, partition: str = "stdin", continues: bool = False):
+        super().__init__()
+        self.fd = fd
+        self.partition = partition
+        self.continues = continues
+        self._cutter = LineCutter()
+        self._base = 0
+        self._crc = 0  # of all bytes since `base` that were read
+        self._ended = False
+        self._alarm: tuple[int, int] | None = None  # a pipe of our own, written to by `close`
+        self._alarm_lock = threading.Lock()
+
+    def _open(self, positions: Mapping[str, Position]) -> None:
+        strangers = sorted(set(positions) - {self.partition})
+        if strangers:
+            raise ConfigurationError(
+                f"stdin: expected a stored position of {self.partition!r}, got one of {strangers[0]!r}; "
+                "read the same source as before, or begin anew with another state"
+            )
+        try:
+            os.fstat(self.fd)
+        except OSError as error:
+            raise ConfigurationError(f"stdin: expected an open descriptor {self.fd}, got: {error.strerror}") from None
+        self._alarm = os.pipe()
+        position = positions.get(self.partition)
+        if position is None:
+            return
+        if self.continues:
+            self._base = position.offset
+            self._cutter = LineCutter(position.offset, position.lines)
+            return
+        try:
+            identity = PipeIdentity.model_validate(position.identity)
+        except ValidationError:
+            raise ConfigurationError(
+                f"stdin: expected the stored position to be one in a pipe, got one of kind "
+                f"{position.identity.get('kind')!r}; give the file itself again (stdin: < FILE), or "
+                "--stdin-continues if this input begins where the last one left off"
+            ) from None
+        self._base = identity.base
+        self._pass_over(position.offset - identity.base, identity.crc)
+        self._cutter = LineCutter(position.offset, position.lines, owed=identity.unterminated)
+
+    def _pass_over(self, count: int, expected: int) -> None:
+        """Read what was consumed before, and see that it is the same."""
+        rest = count
+        while rest:
+            block = self._read_block(None, rest)
+            if not block:
+                raise ConfigurationError(
+                    f"stdin: expected the same input again, {count} bytes of which were read before, got only "
+                    f"{count - rest}; give it from its beginning, or use --stdin-continues if this input begins "
+                    "where the last one left off"
+                )
+            rest -= len(block)
+        if self._crc != expected:
+            raise ConfigurationError(
+                f"stdin: expected the same input again, got other content in its first {count} bytes (CRC32 "
+                f"{self._crc:08x}, not {expected:08x}); give the same input, or use --stdin-continues if this "
+                "input begins where the last one left off"
+            )
+
+    def _read(self, timeout: float) -> Chunk | None:
+        deadline = time.monotonic() + timeout
+        while not self._ended:
+            before = self._crc
+            block = self._read_block(deadline, CHUNK_BYTES)
+            if block is None:
+                return None
+            if not block:
+                self._ended = True
+                cut = self._cutter.flush()
+                if cut is not None:
+                    return self._chunk(cut, before)
+                break
+            owed = self._cutter.owed
+            try:
+                cut = self._cutter.feed(block)
+            except LineContinued:
+                raise ConfigurationError(
+                    f"stdin: expected line {self._cutter.lines} to end at byte {self._cutter.offset}, where the input "
+                    "ended when it was read, got more of that line; begin anew with another state"
+                ) from None
+            if cut is not None:
+                first_end = block.index(b"\n", 1 if owed else 0) + 1
+                return self._chunk(cut, crc32(block[:first_end], before))
+        raise EndOfInput
+
+    def _chunk(self, cut: Cut, first_crc: int) -> Chunk:
+        return Chunk(
+            partition=self.partition,
+            start=cut.start,
+            lines=cut.lines,
+            ends=cut.ends,
+            first_line=cut.first_line,
+            mark=PipeMark(self._base, first_crc),
+            truncated=cut.truncated,
+        )
+
+    def _read_block(self, deadline: float | None, size: int) -> bytes | None:
+        """Return the next bytes, at most `size`; none at the end; None if nothing came before the deadline."""
+        assert self._alarm is not None
+        poll = select.poll()
+        poll.register(self._alarm[0], select.POLLIN)
+        poll.register(self.fd, select.POLLIN)
+        while not self._stop.is_set():
+            wait = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            ready = {fd for fd, _ in poll.poll(wait)}
+            if self._stop.is_set():
+                break
+            if self.fd in ready:
+                try:
+                    block = os.read(self.fd, min(size, CHUNK_BYTES))
+                except BlockingIOError:  # another reader of the same descriptor was faster
+                    continue
+                self._crc = crc32(block, self._crc)
+                return block
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+        raise EndOfInput
+
+    def _wake(self) -> None:
+        with self._alarm_lock:
+            if self._alarm is not None:
+                os.write(self._alarm[1], b"!")
+
+    def _close(self) -> None:
+        with self._alarm_lock:
+            if self._alarm is not None:
+                for fd in self._alarm:
+                    os.close(fd)
+                self._alarm = None

@@ -1,0 +1,354 @@
+"""The state store: everything that a run needs to go on, in one transaction.
+
+A checkpoint holds the lanes that changed, each partition's position, the marks of the sink and of the dead-letter file, and
+the counters, and it is either all there or not at all. SQLite by default; the schema is plain, so that
+another database is a URL away.
+
+    run         one row a fact: schema version, and the settings that stored states depend on
+    owner       the epoch of the consumer that may commit; a newer consumer raises it, and the older one is refused
+    lanes       one row a lane: its state, and what the monitors and the policy keep beside it
+    partitions  one row a partition of the source: where to go on
+    marks       one row an output: up to where it belongs to this checkpoint
+    counters    one row: what has been counted since the first start
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import sqlalchemy as sql
+from sqlalchemy.engine import Connection, Engine
+
+from memory.errors import ConfigurationError, EbbtideError, StateMismatchError
+from memory.state_pool import LaneRecord
+from stream.sources.source import Position
+
+SCHEMA = 1
+"""Version of the tables. A store of another version is refused, never read."""
+
+_tables = sql.MetaData()
+_run = sql.Table("run", _tables, sql.Column("name", sql.Text, primary_key=True), sql.Column("value", sql.Text))
+_owner = sql.Table("owner", _tables, sql.Column("id", sql.Integer, primary_key=True), sql.Column("epoch", sql.Integer))
+_lanes = sql.Table(
+    "lanes",
+    _tables,
+    sql.Column("lane", sql.Text, primary_key=True),
+    sql.Column("layout", sql.Text),
+    sql.Column("state", sql.LargeBinary),
+    sql.Column("beside", sql.LargeBinary),
+    sql.Column("crc", sql.BigInteger),
+)
+_partitions = sql.Table(
+    "partitions", _tables, sql.Column("partition", sql.Text, primary_key=True), sql.Column("position", sql.Text)
+)
+_marks = sql.Table(
+    "marks", _tables, sql.Column("output", sql.Text, primary_key=True), sql.Column("mark", sql.BigInteger)
+)
+_counters = sql.Table(
+    "counters", _tables, sql.Column("id", sql.Integer, primary_key=True), sql.Column("values", sql.Text)
+)
+
+FETCH = 500
+"""Lanes asked for in one query: databases bound the number of parameters."""
+
+
+class FencedError(EbbtideError):
+    """Another consumer has taken this store over; this one must not write again."""
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """What a run goes on from, lanes excepted: those are fetched when their streams come up.
+
+    Attributes
+    ----------
+    positions
+        Partition → where to go on.
+    marks
+        Output → mark.
+    counters
+        What `Metrics.persistent` gave.
+    """
+
+    positions: dict[str, Position] = field(default_factory=dict)
+    marks: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, Any] = field(default_factory=dict)
+
+
+class StateStore:
+    """Lanes and checkpoints in a database.
+
+    Life: `StateStore(url)` connects and checks the version; `claim(settings)` takes the store over, after comparing
+    the settings that states depend on; then `load`, `fetch` and `commit` in any order; `close`. To look without
+    taking over, leave `claim` out.
+
+    Parameters
+    ----------
+    url
+        An SQLAlchemy URL, such as ``sqlite:///run/state.db``.
+    create
+        Whether a store that does not exist is made.
+
+    Raises
+    ------
+    ConfigurationError
+        The URL is none, or the database cannot be opened.
+    StateMismatchError
+        The store is of another version.
+    """
+
+    def __init__(self, url: str, *, create: bool = True):
+        self.url = url
+        self._epoch = 0
+        self._lock: int | None = None
+        self._file = _sqlite_path(url)
+        if self._file is not None:
+            if not create and not self._file.exists():
+                raise ConfigurationError(f"--state {url}: there is no file {self._file}")
+            if create:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._database = _connect(url)
+        try:
+            with self._database.begin() as connection:
+                self._check_version(connection, create)
+        except sql.exc.SQLAlchemyError as error:
+            raise ConfigurationError(
+                f"--state {url}: cannot be opened as a state store: {_first_line(error)}"
+            ) from error
+
+    def _check_version(self, connection: Connection, create: bool) -> None:
+        names = set(sql.inspect(connection).get_table_names())
+        if not names and create:
+            _tables.create_all(connection)
+            connection.execute(_run.insert(), {"name": "schema", "value": str(SCHEMA)})
+            connection.execute(_owner.insert(), {"id": 1, "epoch": 0})
+            return
+        if "run" not in names:
+            raise StateMismatchError(
+                f"--state {self.url}: this is {'an empty database' if not names else 'a database of something else'}, "
+                "not a state store of Ebbtide: choose another file"
+            )
+        version = connection.execute(sql.select(_run.c.value).where(_run.c.name == "schema")).scalar()
+        if version != str(SCHEMA):
+            raise StateMismatchError(
+                f"--state {self.url}: the store has schema version {version}, this Ebbtide reads version {SCHEMA}: "
+                "use the release that wrote it, or start with another --state"
+            )
+
+    def claim(self, settings: Mapping[str, str]) -> None:
+        """Become the one consumer that may commit.
+
+        Parameters
+        ----------
+        settings
+            What stored states depend on, by the name of the option that says it. Remembered by a new store; for one
+            that exists they must be the same.
+
+        Raises
+        ------
+        StateMismatchError
+            The store was made under other settings; nothing was changed.
+        ConfigurationError
+            Another consumer is using the store on this machine.
+        """
+        self._take_lock()
+        with self._database.begin() as connection:
+            stored = {}
+            if connection.execute(sql.select(_counters.c.id)).first() is not None:  # there is a checkpoint
+                stored = {row.name: row.value for row in connection.execute(sql.select(_run)) if row.name != "schema"}
+            for name, value in settings.items():
+                if stored and stored.get(name) != value:
+                    raise StateMismatchError(
+                        f"--state {self.url} was made with {name} {stored.get(name)}, but this run has {name} {value}: "
+                        f"give it {name} {stored.get(name)}, or start with another --state"
+                    )
+            rows = [{"name": name, "value": value} for name, value in settings.items()]
+            self._replace(connection, _run, _run.c.name, rows)
+            connection.execute(_owner.update().values(epoch=_owner.c.epoch + 1))
+            self._epoch = connection.execute(sql.select(_owner.c.epoch)).scalar_one()
+
+    def _take_lock(self) -> None:
+        """Hold a lock on a file beside an SQLite store; it goes with the process, however that ends."""
+        if self._file is None:
+            return
+        path = self._file.with_name(self._file.name + ".lock")
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(
+                f"--state {self.url}: another ebbtide run is using this store; stop it first, or give this one its own"
+            ) from None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings that the stored states depend on."""
+        with self._database.connect() as connection:
+            rows = connection.execute(sql.select(_run).order_by(_run.c.name))
+            return {row.name: row.value for row in rows if row.name != "schema"}
+
+    def load(self) -> Checkpoint:
+        """Return the last checkpoint; an empty one if there is none."""
+        with self._database.connect() as connection:
+            counters = connection.execute(sql.select(_counters.c["values"])).scalar()
+            return Checkpoint(
+                {
+                    row.partition: Position.from_json(row.position)
+                    for row in connection.execute(sql.select(_partitions))
+                },
+                {row.output: row.mark for row in connection.execute(sql.select(_marks))},
+                json.loads(counters) if counters else {},
+            )
+
+    def fetch(self, lanes: Sequence[str]) -> dict[str, LaneRecord]:
+        """Return the stored ones among these lanes.
+
+        Raises
+        ------
+        EbbtideError
+            A row fails its checksum.
+        """
+        found: dict[str, LaneRecord] = {}
+        with self._database.connect() as connection:
+            for first in range(0, len(lanes), FETCH):
+                some = lanes[first : first + FETCH]
+                for row in connection.execute(sql.select(_lanes).where(_lanes.c.lane.in_(some))):
+                    found[row.lane] = self._record(row)
+        return found
+
+    def lanes(self) -> Iterator[tuple[str, LaneRecord]]:
+        """Yield every stored lane, by name."""
+        with self._database.connect() as connection:
+            for row in connection.execute(sql.select(_lanes).order_by(_lanes.c.lane)).yield_per(FETCH):
+                yield row.lane, self._record(row)
+
+    def count(self) -> int:
+        """Return the number of stored lanes."""
+        with self._database.connect() as connection:
+            return int(connection.execute(sql.select(sql.func.count()).select_from(_lanes)).scalar_one())
+
+    def commit(
+        self,
+        lanes: Iterable[tuple[str, LaneRecord]],
+        positions: Mapping[str, Position],
+        marks: Mapping[str, int],
+        counters: Mapping[str, Any],
+    ) -> int:
+        """Store a checkpoint: all of it, or, if this raises, nothing. Returns the number of lanes written.
+
+        Raises
+        ------
+        FencedError
+            Another consumer has claimed the store since.
+        """
+        rows = [
+            {
+                "lane": lane,
+                "layout": record.layout,
+                "state": record.state,
+                "beside": beside,
+                "crc": _crc(record.state, beside),
+            }
+            for lane, record in lanes
+            for beside in (_pack(record.beside),)
+        ]
+        with self._database.begin() as connection:
+            mine = connection.execute(_owner.update().where(_owner.c.epoch == self._epoch).values(epoch=self._epoch))
+            if mine.rowcount != 1:
+                raise FencedError(f"--state {self.url}: another consumer has taken this store over; this one stops")
+            self._replace(connection, _lanes, _lanes.c.lane, rows)
+            places = [{"partition": name, "position": place.to_json()} for name, place in positions.items()]
+            self._replace(connection, _partitions, _partitions.c.partition, places)
+            marked = [{"output": name, "mark": mark} for name, mark in marks.items()]
+            self._replace(connection, _marks, _marks.c.output, marked)
+            values = json.dumps(counters, separators=(",", ":"))
+            self._replace(connection, _counters, _counters.c.id, [{"id": 1, "values": values}])
+        return len(rows)
+
+    def _replace(
+        self, connection: Connection, table: sql.Table, key: sql.Column[Any], rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        if not rows:
+            return
+        insert = _dialect_insert(connection.dialect.name)(table)
+        others = {column.name: insert.excluded[column.name] for column in table.columns if column.name != key.name}
+        connection.execute(insert.on_conflict_do_update(index_elements=[key], set_=others), list(rows))
+
+    def _record(self, row: Any) -> LaneRecord:
+        if row.crc != _crc(row.state, row.beside):
+            raise EbbtideError(
+                f"--state {self.url}: the stored lane {row.lane!r} fails its checksum: the file was damaged; restore a "
+                "copy of it, or start with another --state"
+            )
+        return LaneRecord(row.layout, row.state, _unpack(row.beside))
+
+    def close(self) -> None:
+        """Let go of the database and of the lock."""
+        self._database.dispose()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _connect(url: str) -> Engine:
+    try:
+        database = sql.create_engine(url)
+    except (sql.exc.ArgumentError, sql.exc.NoSuchModuleError, ModuleNotFoundError) as error:
+        raise ConfigurationError(
+            f"--state {url!r}: expected an URL such as sqlite:///run/state.db: {_first_line(error)}"
+        ) from error
+    if database.dialect.name not in ("sqlite", "postgresql"):
+        raise ConfigurationError(f"--state {url!r}: expected sqlite or postgresql, got {database.dialect.name}")
+    if database.dialect.name == "sqlite":
+
+        @sql.event.listens_for(database, "connect")
+        def _set_up(connection: Any, _: Any) -> None:
+            # A write-ahead log, and a commit that is on the disk when it returns.
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+
+    return database
+
+
+def _sqlite_path(url: str) -> Path | None:
+    prefix = "sqlite:///"
+    return Path(url[len(prefix) :]) if url.startswith(prefix) and len(url) > len(prefix) else None
+
+
+def _dialect_insert(dialect: str) -> Any:
+    if dialect == "sqlite":
+        from sqlalchemy.dialects.sqlite import insert
+    else:
+        from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]
+    return insert
+
+
+def _pack(parts: Mapping[str, bytes]) -> bytes:
+    """Put named blobs end to end behind one line that says how long each is."""
+    head = json.dumps({name: len(blob) for name, blob in parts.items()}).encode()
+    return b"\n".join([head, b"".join(parts.values())])
+
+
+def _unpack(packed: bytes) -> dict[str, bytes]:
+    head, _, body = packed.partition(b"\n")
+    parts, at = {}, 0
+    for name, length in json.loads(head).items():
+        parts[name] = body[at : at + length]
+        at += length
+    return parts
+
+
+def _crc(state: bytes, beside: bytes) -> int:
+    return crc32(beside, crc32(state))
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).splitlines()[0]

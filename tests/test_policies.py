@@ -1,0 +1,466 @@
+"""Every policy against the check suite, then each one against what it alone promises."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ConfigDict, ValidationError
+
+from memory.errors import ConfigurationError
+from memory.lane_state import Column, Columns
+from monitors import policies
+from monitors.observations import Flags, Observations
+from monitors.policies import (
+    ALARMS,
+    POLICIES,
+    ActionGuard,
+    ActionKind,
+    Actions,
+    DecayOnShiftPolicy,
+    DecayPolicy,
+    NoPolicy,
+    Policy,
+    ResetOnShiftPolicy,
+    load_policy,
+    policy_to_yaml,
+    read_yaml,
+)
+from monitors.policies.guard import NEVER
+from tests import checks
+from tests.checks import Case, Check
+
+IDLE = dict.fromkeys(
+    ("fires_after_a_shift", "sees_again_after_nonfinite_values"),
+    "it never acts, which is its purpose",
+)
+CONSTANT = dict.fromkeys(
+    ("quiet_when_stationary", "fires_after_a_shift", "sees_again_after_nonfinite_values"),
+    "it acts at every event, whatever the signals say",
+)
+CASES = [
+    Case("none", NoPolicy(), skips=IDLE),
+    Case("decay", DecayPolicy(factor=0.9), skips=CONSTANT),
+    Case("decay 1", DecayPolicy(factor=1.0), skips=IDLE),
+    Case("reset_on_shift", ResetOnShiftPolicy()),
+    Case("reset_on_shift on a budget", ResetOnShiftPolicy(cool_down=0, budget=3)),
+    Case("decay_on_shift", DecayOnShiftPolicy(factor=0.25, cool_down=5, budget=40, on=("topic_shift", "state_norm"))),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "check"), [pytest.param(*pair, id=f"{pair[0].label}-{pair[1].__name__}") for pair in checks.pairs(CASES)]
+)
+def test_policy_passes_check(case: Case, check: Check) -> None:
+    checks.run(case, check)
+
+
+def test_every_policy_is_under_check() -> None:
+    assert {type(case.subject) for case in CASES} == set(POLICIES.values())
+
+
+def test_names_are_those_that_settings_use() -> None:
+    assert {kind.model_fields["policy"].default: kind for kind in POLICIES.values()} == POLICIES
+
+
+def test_public_names_exist_and_are_all_listed() -> None:
+    public = {
+        name
+        for name, thing in vars(policies).items()
+        if not name.startswith("_") and getattr(thing, "__module__", "").startswith("monitors.policies")
+    }
+    assert public <= set(policies.__all__)
+    assert all(hasattr(policies, name) for name in policies.__all__)
+
+
+# Each check is shown to fail, on an object with the bug that it is there for.
+
+
+class Jumpy(NoPolicy):
+    def decide(self, lanes: Columns, observations: Observations) -> Actions:
+        actions = Actions.keep(len(observations))
+        actions.kind[observations.signals["state_norm"] > 0.8] = ActionKind.RESET
+        return actions
+
+
+class Blinded(ResetOnShiftPolicy):
+    """Keeps a running maximum of a signal: one NaN, and nothing compares any more."""
+
+    def columns(self) -> dict[str, Column]:
+        return super().columns() | {"worst": Column("float64")}
+
+    def decide(self, lanes: Columns, observations: Observations) -> Actions:
+        slots = observations.slots
+        lanes["worst"][slots] = np.maximum(lanes["worst"][slots], observations.signals["topic_shift_score"])
+        worse = lanes["worst"][slots] > checks.ALARM_ABOVE
+        return super().decide(lanes, Observations(slots, observations.signals, {"topic_shift": worse}))
+
+
+class OneForAll(ResetOnShiftPolicy):
+    """One lane's cool-down is everybody's."""
+
+    def admit(self, lanes: Columns, slots: npt.NDArray[np.int64], wanted: Flags) -> Flags:
+        first = super().admit(lanes, slots, wanted) & (np.cumsum(wanted) == 1)
+        return cast(Flags, first)
+
+
+class Remembering(ResetOnShiftPolicy):
+    """Columns with one fault."""
+
+    fault: str
+
+    def new_lanes(self) -> Columns:
+        return FaultyColumns(self.columns(), self.fault)
+
+
+class FaultyColumns(Columns):
+    def __init__(self, columns: dict[str, Column], fault: str):
+        super().__init__(columns)
+        self.fault = fault
+
+    def clear(self, slots: npt.NDArray[np.int64]) -> None:
+        if self.fault != "never clears":
+            super().clear(slots)
+
+    def dump(self, slots: npt.NDArray[np.int64]) -> list[bytes]:
+        blobs = list(super().dump(slots))
+        if self.fault == "grows":
+            return [blob + bytes(int(self["events"][slot])) for slot, blob in zip(slots, blobs, strict=True)]
+        return [blob[:8] + bytes(8) + blob[16:] for blob in blobs] if self.fault == "half dumped" else blobs
+
+    def resize(self, capacity: int) -> None:
+        self._arrays = {name: self._fresh(column, 0) for name, column in self.columns.items()}
+        super().resize(capacity)
+
+
+class InPlace(NoPolicy):
+    def decide(self, lanes: Columns, observations: Observations) -> Actions:
+        if observations.slots.flags.writeable:
+            observations.slots.sort()
+        return super().decide(lanes, observations)
+
+
+class LosesSettings(ResetOnShiftPolicy):
+    def model_dump_json(self, **more: Any) -> str:
+        return super().model_dump_json(exclude={"cool_down"}, **more)
+
+
+class TakesAnything(NoPolicy):
+    model_config = ConfigDict(extra="ignore")
+
+
+BROKEN = [
+    (Case("jumpy", Jumpy()), checks.quiet_when_stationary),
+    (Case("idle", NoPolicy()), checks.fires_after_a_shift),
+    (Case("spent", ResetOnShiftPolicy(budget=0)), checks.fires_after_a_shift),
+    (Case("blinded", Blinded()), checks.sees_again_after_nonfinite_values),
+    (Case("never clears", Remembering(fault="never clears")), checks.fresh_after_clear),
+    (Case("half dumped", Remembering(fault="half dumped")), checks.resumes_in_mid_stream),
+    (Case("forgets", Remembering(fault="forgets on growing")), checks.growing_keeps_rows),
+    (Case("grows", Remembering(fault="grows")), checks.memory_is_bounded),
+    (Case("one for all", OneForAll()), checks.order_of_lanes_is_irrelevant),
+    (Case("one for all", OneForAll()), checks.alone_as_in_a_batch),
+    (Case("in place", InPlace()), checks.inputs_are_left_alone),
+    (Case("loses", LosesSettings(cool_down=2)), checks.settings_round_trip),
+    (Case("takes anything", TakesAnything()), checks.settings_refuse_a_slip),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "check"), [pytest.param(*pair, id=f"{pair[0].label}-{pair[1].__name__}") for pair in BROKEN]
+)
+def test_check_catches_its_bug(case: Case, check: Check) -> None:
+    with pytest.raises(AssertionError):
+        check(case)
+
+
+def test_every_check_has_caught_a_bug() -> None:
+    assert {check for _, check in BROKEN} == set(checks.CHECKS)
+
+
+# The guard
+
+
+class Eager(ActionGuard):
+    """Wants what it is told to."""
+
+    def decide(self, lanes: Columns, observations: Observations) -> Actions:
+        raise NotImplementedError
+
+
+def admitted(guard: ActionGuard, wanted: list[bool]) -> list[int]:
+    """Return the events of one lane at which it may act."""
+    lanes = guard.new_lanes()
+    lanes.resize(1)
+    return [event for event, one in enumerate(wanted) if guard.admit(lanes, np.array([0]), np.array([one]))[0]]
+
+
+def admitted_loop(guard: ActionGuard, wanted: list[bool]) -> list[int]:
+    """The rule as its docstring states it, from the list of all actions taken so far."""
+    taken: list[int] = []
+    for event, one in enumerate(wanted):
+        cooling = any(event - past <= guard.cool_down for past in taken)
+        spent = sum(past // 1_000 == event // 1_000 for past in taken)
+        if one and not cooling and (guard.budget is None or spent < guard.budget):
+            taken.append(event)
+    return taken
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    cool_down=st.sampled_from([0, 1, 2, 8, 150, 1_200]),
+    budget=st.sampled_from([None, 0, 1, 2, 7, 300]),
+    rate=st.sampled_from([0.002, 0.05, 0.5, 1.0]),
+    seed=st.integers(0, 5),
+)
+def test_guard_admits_what_its_rule_says(cool_down: int, budget: int | None, rate: float, seed: int) -> None:
+    guard = Eager(cool_down=cool_down, budget=budget)
+    wanted = (np.random.default_rng(seed).random(2_300) < rate).tolist()
+    assert admitted(guard, wanted) == admitted_loop(guard, wanted)
+
+
+def test_cool_down_is_counted_in_events_after_the_action() -> None:
+    assert admitted(Eager(cool_down=3), [True] * 10) == [0, 4, 8]
+    assert admitted(Eager(cool_down=0), [True] * 4) == [0, 1, 2, 3]
+
+
+def test_budget_is_for_each_thousand_events() -> None:
+    assert admitted(Eager(cool_down=0, budget=2), [True] * 2_500) == [0, 1, 1_000, 1_001, 2_000, 2_001]
+
+
+def test_an_action_that_was_refused_costs_nothing() -> None:
+    wanted = [True, True, True, False, True, False, False, False, True]
+    assert admitted(Eager(cool_down=3, budget=2), wanted) == [0, 4]
+    assert admitted(Eager(cool_down=3, budget=3), wanted) == [0, 4, 8]
+
+
+def test_lanes_count_their_own_events() -> None:
+    # Lane 1 comes to every second round only, so that its cool-down ends later.
+    guard = Eager(cool_down=2)
+    lanes = guard.new_lanes()
+    lanes.resize(2)
+    taken: list[tuple[int, int]] = []
+    for event in range(13):
+        slots = np.array([0, 1] if event % 2 == 0 else [0])
+        allowed = guard.admit(lanes, slots, np.ones(len(slots), dtype=np.bool_))
+        taken += [(event, int(slot)) for slot in slots[allowed]]
+    assert [event for event, slot in taken if slot == 0] == [0, 3, 6, 9, 12]
+    assert [event for event, slot in taken if slot == 1] == [0, 6, 12]
+
+
+def test_a_fresh_lane_is_past_any_cool_down() -> None:
+    assert admitted(Eager(cool_down=10**15), [True, True]) == [0]
+    lanes = Eager().new_lanes()
+    lanes.resize(1)
+    assert lanes["acted_at"].tolist() == [NEVER]
+
+
+# The policies
+
+
+def observe(n: int, **alarms: list[int]) -> Observations:
+    """Return observations of lanes 0 to n − 1, in which the alarm fires on the lanes named."""
+    flags = {name: np.isin(np.arange(n), lanes) for name, lanes in alarms.items()}
+    return Observations(np.arange(n), {}, flags)
+
+
+def decide(policy: Policy, *rounds: Observations) -> Actions:
+    """Return what the policy decides in the last of the rounds."""
+    lanes = policy.new_lanes()
+    lanes.resize(8)
+    for observations in rounds:
+        actions = policy.decide(lanes, observations)
+    return actions
+
+
+def told(actions: Actions) -> list[tuple[str, float, str]]:
+    kinds = [ActionKind(kind).label for kind in actions.kind]
+    return list(zip(kinds, actions.factor.tolist(), actions.reason, strict=True))
+
+
+KEEP = ("keep", 1.0, "")
+
+
+def test_none_keeps() -> None:
+    assert told(decide(NoPolicy(), observe(2, topic_shift=[0, 1]))) == [KEEP, KEEP]
+
+
+def test_decay_decays_every_lane_at_every_segment() -> None:
+    for rounds in (1, 2, 5):
+        actions = decide(DecayPolicy(factor=0.97), *[observe(2)] * rounds)
+        assert told(actions) == [("decay", 0.97, "constant")] * 2
+
+
+def test_decay_by_one_is_keeping() -> None:
+    assert told(decide(DecayPolicy(factor=1.0), observe(2))) == [KEEP, KEEP]
+
+
+def test_reset_on_shift_resets_the_lanes_that_shift() -> None:
+    assert told(decide(ResetOnShiftPolicy(), observe(3, topic_shift=[1]))) == [
+        KEEP,
+        ("reset", 0.0, "topic_shift"),
+        KEEP,
+    ]
+
+
+def test_decay_on_shift_decays_the_lanes_that_shift() -> None:
+    actions = decide(DecayOnShiftPolicy(factor=0.6), observe(3, topic_shift=[0, 2]))
+    assert told(actions) == [("decay", 0.6, "topic_shift"), KEEP, ("decay", 0.6, "topic_shift")]
+    assert DecayOnShiftPolicy().factor == 0.3
+
+
+def test_any_of_the_alarms_will_do_and_the_first_named_is_the_reason() -> None:
+    policy = ResetOnShiftPolicy(on=("retrieval_error", "topic_shift"))
+    actions = decide(policy, observe(4, topic_shift=[0, 2], retrieval_error=[1, 2], state_norm=[3]))
+    assert [reason for _, _, reason in told(actions)] == ["topic_shift", "retrieval_error", "retrieval_error", ""]
+    assert told(actions)[3] == KEEP
+
+
+def test_an_alarm_that_no_detector_raises_never_fires() -> None:
+    policy = ResetOnShiftPolicy(on=("write_error",))
+    assert told(decide(policy, observe(1, topic_shift=[0]))) == [KEEP]
+    assert told(decide(policy, observe(1))) == [KEEP]
+
+
+def test_a_lane_that_was_acted_on_cools_down_alone() -> None:
+    actions = decide(ResetOnShiftPolicy(cool_down=1), observe(2, topic_shift=[0]), observe(2, topic_shift=[0, 1]))
+    assert told(actions) == [KEEP, ("reset", 0.0, "topic_shift")]
+
+
+def test_constant_decay_knows_no_budget() -> None:
+    assert DecayPolicy.model_fields.keys() == {"policy", "factor"}
+    with pytest.raises(ValidationError, match="extra"):
+        DecayPolicy.model_validate({"budget": 3})
+
+
+def test_alarms_are_the_signals_but_for_the_shift_score() -> None:
+    assert ALARMS == ("state_norm", "stable_rank", "write_error", "retrieval_error", "topic_shift")
+
+
+def test_reset_and_decay_differ_in_nothing_but_the_effect() -> None:
+    rng = np.random.default_rng(50)
+    rounds = [observe(8, topic_shift=np.flatnonzero(rng.random(8) < 0.2).tolist()) for _ in range(200)]
+    kinds = Counter[str]()
+    reset, decay = ResetOnShiftPolicy(budget=9), DecayOnShiftPolicy(budget=9)
+    for end in range(1, 200, 20):
+        one, other = decide(reset, *rounds[:end]), decide(decay, *rounds[:end])
+        assert one.reason == other.reason
+        kinds.update(kind for kind, _, _ in told(one) + told(other))
+    assert kinds["reset"] == kinds["decay"] > 0
+
+
+# Policies as files
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        *[kind() for kind in POLICIES.values()],
+        DecayPolicy(factor=1 / 3),
+        ResetOnShiftPolicy(on=("write_error", "topic_shift"), cool_down=0, budget=0),
+        DecayOnShiftPolicy(factor=1e-7, cool_down=123_456, budget=17),
+    ],
+)
+def test_policy_survives_its_file(policy: Policy, tmp_path: Path) -> None:
+    path = tmp_path / "tuned.yaml"
+    path.write_text(policy_to_yaml(policy), encoding="utf-8")
+    again = load_policy(str(path))
+    assert (type(again), again) == (type(policy), policy)
+    assert type(policy).model_validate(yaml.safe_load(policy_to_yaml(policy))) == policy
+
+
+def test_known_names_give_the_defaults() -> None:
+    assert [load_policy(name) for name in POLICIES] == [kind() for kind in POLICIES.values()]
+
+
+def test_the_key_on_is_a_word() -> None:
+    # PyYAML's own loader reads this key as `true`.
+    assert yaml.safe_load("on: [topic_shift]") == {True: ["topic_shift"]}
+
+
+def write(folder: Path, text: str | bytes) -> str:
+    path = folder / "mine.yaml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+def test_a_file_written_by_hand(tmp_path: Path) -> None:
+    text = "policy: decay_on_shift  # weaken\non: [topic_shift, retrieval_error]\nfactor: 1e-1\nbudget: null\n"
+    expected = DecayOnShiftPolicy(on=("topic_shift", "retrieval_error"), factor=0.1)
+    assert load_policy(write(tmp_path, text)) == expected
+
+
+def test_yaml_values_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    text = "{on: off, yes: no, a: true, b: False, c: 3, d: 0.5, e: null, f: ~, g: 'true'}"
+    expected = {"on": "off", "yes": "no", "a": True, "b": False, "c": 3, "d": 0.5, "e": None, "f": None, "g": "true"}
+    assert read_yaml(Path(write(tmp_path, text))) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("policy: reset_on_shit\n", "got policy: 'reset_on_shit'; did you mean 'reset_on_shift'"),
+        ("policy: [decay]\n", "one of decay, decay_on_shift, none, reset_on_shift, got policy: ['decay']"),
+        ("polcy: none\n", "got no key 'policy' among ['polcy']"),
+        ("policy: reset_on_shift\ncooldown: 3\n", "no key 'cooldown', given 3; did you mean 'cool_down'?"),
+        ("policy: reset_on_shift\ncool_down: -1\n", "reset_on_shift.cool_down: input should be greater than or equal"),
+        ("policy: reset_on_shift\ncool_down: 2.5\n", "reset_on_shift.cool_down: input should be a valid integer"),
+        ("policy: decay\nfactor: 1.5\n", "decay.factor: input should be less than or equal to 1, got 1.5"),
+        ("policy: decay\nfactor: .nan\n", "decay.factor: input should be"),
+        ("policy: decay_on_shift\nfactor: 0\n", "decay_on_shift.factor: input should be greater than 0, got 0"),
+        ("policy: reset_on_shift\non: [topicshift]\n", "got 'topicshift'; did you mean 'topic_shift'?"),
+        ("policy: reset_on_shift\non: []\n", "reset_on_shift.on: tuple should have at least 1 item"),
+        ("policy: none\npolicy: decay\n", "line 2: expected YAML, got a mistake: key 'policy' is given twice"),
+        ("policy: [\n", "line 2: expected YAML, got a mistake:"),
+        ("policy: !!python/name:os.system x\n", "line 1: expected YAML, got a mistake: could not determine"),
+        ("", "expected a policy as keys and values, got None"),
+        ("reset_on_shift", "expected a policy as keys and values, got 'reset_on_shift'"),
+        (b"policy: \xff\n", "expected YAML in UTF-8, got byte 8"),
+        (b"policy: \x00\n", "expected YAML, got a mistake:"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name_key_and_likely_slip(text: str | bytes, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigurationError) as caught:
+        load_policy(path)
+    assert str(caught.value).startswith(f"{path}:")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Decay", "got 'Decay'; did you mean 'decay'"),
+        ("archive_everything", "got 'archive_everything'; there is no such file"),
+        ("policies/mine.yaml", "got 'policies/mine.yaml'; there is no such file"),
+        ("", "got ''"),
+        ("x" * 10_000, "got 'xxx"),
+        ("a\0b", "got 'a"),
+    ],
+)
+def test_what_is_neither_a_policy_nor_a_file_is_refused(
+    name: str, message: str, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError) as caught:
+        load_policy(name)
+    assert "expected a policy (decay, decay_on_shift, none, reset_on_shift) or a YAML file" in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_folder_is_no_policy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="expected a YAML file that can be read, got Is a directory"):
+        load_policy(str(tmp_path))
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        DecayPolicy().factor = 0.5  # type: ignore[misc]
