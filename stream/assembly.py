@@ -19,6 +19,10 @@ from stream.config import RunSettings
 from stream.engine import Engine
 
 
+BATCH_TOKENS: Mapping[str, int] = {"hashing": 32768, "minilm": 4096}
+"""Most tokens in a micro-batch: about a second of MiniLM on two cores, so that a stop is quick."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """How a memory is written: R, the delta rule's mode, what one write is, and the gate β."""

@@ -78,7 +78,7 @@ class RunSettings(BaseModel):
     metrics_port: int = Field(9464, ge=0, le=65535, description="Its port; 0 turns it off")
 
     batch_events: int = Field(1024, ge=1, le=65536, description="Most events in a micro-batch")
-    batch_tokens: int = Field(16384, ge=1, description="Most tokens in a micro-batch")
+    batch_tokens: int | None = Field(None, ge=1, description="Most tokens in a micro-batch [default: by backbone]")
     linger: float = Field(0.05, ge=0, description="Longest wait for a micro-batch to fill, in seconds")
     checkpoint_every: float = Field(1.0, ge=0, description="Seconds between checkpoints; 0: after each micro-batch")
     drain: float = Field(10.0, ge=0, description="Deadline for a clean stop after SIGTERM or SIGINT, in seconds")

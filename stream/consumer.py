@@ -23,7 +23,7 @@ from memory.errors import ConfigurationError
 from monitors.catalogue import SIGNAL_HISTOGRAMS
 from monitors.metrics import Metrics
 from monitors.policies.policy import ActionKind
-from stream.assembly import build_engine, stored_settings
+from stream.assembly import BATCH_TOKENS, build_engine, stored_settings
 from stream.batch import Batcher, MicroBatch
 from stream.config import RunSettings
 from stream.dead_letters import DeadLetterFile
@@ -152,7 +152,7 @@ class Consumer:
         batcher = Batcher(
             self.reader.receive,
             max_events=self.settings.batch_events,
-            max_tokens=self.settings.batch_tokens,
+            max_tokens=self.settings.batch_tokens or BATCH_TOKENS[self.settings.backbone],
             linger=self.settings.linger,
             clock=self._clock,
         )

@@ -387,11 +387,10 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         # Listening at once, not only bound: two sockets can be bound to one port as long as neither listens.
+        listener.listen(MAX_CONNECTIONS)
         return listener
     except OSError as error:
         listener.close()
         raise ConfigurationError(
             f"expected to listen on {host} port {port}, got {error.strerror!r}; {advice}"
-        ) from error
-error!r}; {advice}"
         ) from error

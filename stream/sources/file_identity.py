@@ -147,7 +147,7 @@ def reopen(
             if size < consumed:
                 raise OtherContent(f"it has {size} bytes, fewer than the {consumed} that were read")
             head = os.pread(stream.fd, min(consumed, HEAD_BYTES), 0)
-            _check_head(head, identity)
+            _check_head(head, identity, consumed)
             tail = os.pread(stream.fd, identity.tail_length, consumed - identity.tail_length)
             stream.seek(consumed)
         else:
@@ -182,8 +182,10 @@ def read_head(stream: ByteStream, length: int) -> bytes:
     return head[:length]
 
 
-def _check_head(head: bytes, identity: FileIdentity) -> None:
-    if len(head) < identity.head_length or crc32(head[: identity.head_length]) != identity.head_crc:
+def _check_head(head: bytes, identity: FileIdentity, consumed: int) -> None:
+    if len(head) < identity.head_length:
+        raise OtherContent(f"it has {len(head)} bytes, fewer than the {consumed} that were read")
+    if crc32(head[: identity.head_length]) != identity.head_crc:
         raise OtherContent(f"its first {identity.head_length} bytes are others")
 
 
@@ -191,7 +193,7 @@ def _pass_over(stream: ByteStream, identity: FileIdentity, consumed: int, stop: 
     """Decompress up to `consumed`, which is the only way to get there; return the head, and the tail before it."""
     try:
         tail = head = read_head(stream, min(consumed, HEAD_BYTES))
-        _check_head(head, identity)
+        _check_head(head, identity, consumed)
         while stream.offset < consumed:
             if stop.is_set():
                 raise EndOfInput

@@ -249,6 +249,11 @@ class FileLog:
         try:
             self._return_to(self._place)
         except OtherContent as why:
+            if self._was_emptied(identity):
+                self._cutter = LineCutter(position.offset, position.lines)
+                self._tell("source_truncated", file=self.path.name, goes_on_in=self.path.name)
+                self._begin(open_stream(self.path, fixed=False), self.path.name)
+                return
             raise ConfigurationError(
                 f"{self.path}: expected the file that was read up to byte {position.offset} (line {position.lines}) of "
                 f"{self.partition!r} before, got other content ({why}); put that file back, or begin anew with another "
@@ -263,6 +268,15 @@ class FileLog:
             and (found.device, found.inode, found.size) == (identity.device, identity.inode, identity.size)
             and has_head(found.path, identity.head_length, identity.head_crc)
         )
+
+    def _was_emptied(self, identity: FileIdentity) -> bool:
+        """Say whether a followed log that was read to its end was emptied in place while nobody looked.
+
+        It is the same file with other content. What was written to it between the last look and its emptying is lost
+        then, as it would be under our eyes. Had there been lines left to read, this would be no way to go on.
+        """
+        found = look(self.path) if self._follow is not None and identity.complete else None
+        return found is not None and (found.device, found.inode) == (identity.device, identity.inode)
 
     def _return_to(self, place: Place) -> None:
         """Find the file of a place, wherever it is now, and go on in it."""
@@ -383,10 +397,13 @@ class FileLog:
         if self._follow is not None and self._was_cut_back(stream):
             return self._start_over(stream)
         if not self._corrupt:
+            before = stream.raw_offset
             try:
                 block = stream.read(CHUNK_BYTES)
             except CorruptFile as error:
                 return self._fault(stream, str(error))
+            if stream.raw_offset != before:
+                self._idle_since = self._successor_since = None
             if block:
                 return self._feed(stream, block)
         if self._follow is not None:
@@ -401,7 +418,6 @@ class FileLog:
         return Step.DONE
 
     def _feed(self, stream: ByteStream, block: bytes) -> Chunk | Step:
-        self._idle_since = self._successor_since = None
         if len(self._head) < HEAD_BYTES:
             self._head += block[: HEAD_BYTES - len(self._head)]
         try:

@@ -83,6 +83,9 @@ class FileSource(Source):
         self._waiting: dict[FileLog, None] = {}  # open partitions that have nothing new, the longest first
         self._cursor = 0
         self._total: int | None = None
+        self._rests: list[int] = []  # bytes in all partitions behind each
+        self._backlog = 0
+        self._backlog_until = 0.0
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
@@ -95,6 +98,7 @@ class FileSource(Source):
             self._open_file(positions)
         if self.follow is None:
             self._total = sum(found.size for each in self._logs if (found := look(each.path)) is not None)
+            self._note_rests()
 
     def _status(self, resumes: bool) -> os.stat_result | None:
         """Return the path's status; None if it is not there but a followed log's older parts may be."""
@@ -285,8 +289,22 @@ class FileSource(Source):
     # -- telling -----------------------------------------------------------------------------------------------------
 
     def backlog(self) -> int | None:
-        """Return the bytes, as stored, not yet read."""
-        return sum(each.backlog() for each in list(self._logs))
+        """Return the bytes, as stored, not yet read. Asked often of many files, it may be as old as a look at them."""
+        if self.follow is None:
+            cursor = self._cursor
+            return self._logs[cursor].backlog() + self._rests[cursor] if cursor < len(self._logs) else 0
+        if len(self._logs) > _OPEN_FILES and time.monotonic() < self._backlog_until:
+            return self._backlog
+        self._backlog = sum(each.backlog() for each in list(self._logs))
+        self._backlog_until = time.monotonic() + self.follow.interval
+        return self._backlog
+
+    def _note_rests(self) -> None:
+        """Note, for each partition, how much there is to read behind it."""
+        rests = [0]
+        for each in reversed(self._logs[1:]):
+            rests.append(rests[-1] + each.backlog())
+        self._rests = rests[::-1]
 
     @property
     def total_bytes(self) -> int | None:

@@ -103,3 +103,4 @@ class _GivenFile(FileSource):
         )
         self._open_only(only, positions)
         self._total = os.fstat(self._fd).st_size
+        self._note_rests()
