@@ -3,65 +3,139 @@
 The state is held transposed in a small local array for the length of the segment (see `vector_step`); statistics come
 from the same pass. Compiled code is cached on disk beside this file (or where NUMBA_CACHE_DIR says), so only the first
 start of a new version compiles.
+
+The units are shared out in a few pieces of like work, taken from a common list by the caller's thread and by helper
+threads, `torch.get_num_threads()` in all. A unit is computed by one thread from its own inputs, so its bits depend
+neither on the number of threads nor on who took it. Any number of Python threads may scan at once (different states).
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import os
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from memory import vector_step
 from memory.scan import ScanInputs, ScanResult
-from memory.vector_step import token_step
+from memory.vector_step import measure, scratch, token_step, turn
+
+LANE_COST = 4  # what a lane costs before its first token (its state in and out), in tokens
+SHARE_FROM = 400_000  # multiply-adds that are worth waking another thread for (about 20 µs of one core)
+PIECES = 4  # for each thread: a thread held up by other work leaves the rest of the list to the others
 
 
 def cpu_scan(inputs: ScanInputs) -> ScanResult:
     """Run the scan on the host. Arguments and result as in `memory.scan`."""
-    states = inputs.states.detach()
-    heads, rank = states.shape[1:3]
+    heads, rank = inputs.states.shape[1:3]
     lanes, rows = len(inputs.slots), inputs.rows
-    tensors = [
-        torch.empty((rows if inputs.want_reads else 0, heads, rank)),
-        torch.empty((rows, heads)),
-        *(torch.empty((lanes, heads)) for _ in range(4)),
-        torch.empty((lanes, heads), dtype=torch.int64),
-    ]
-    reads, errors, mean, largest, norm, top, met = tensors
+    reads = np.empty(rows * heads * rank if inputs.want_reads else 0, np.float32)
+    errors = np.empty((rows, heads), np.float32)
+    statistics = np.empty((4, lanes, heads), np.float32)
+    met = np.empty((lanes, heads), np.int64)
     if lanes:
-        mask = inputs.token_mask
-        beta = inputs.beta.detach()
-        lam = 1 - beta if inputs.lam is None else inputs.lam.detach()
-        arguments = (inputs.q.detach(), inputs.k.detach(), inputs.v.detach(), beta, lam)
-        _kernel(rank)(
-            states.numpy(),
-            inputs.slots.numpy(),
-            inputs.starts.numpy(),
-            inputs.lengths.numpy(),
-            inputs.lane_offsets.numpy(),
-            *(argument.numpy().reshape(-1) for argument in arguments),
-            np.ones(0, np.bool_) if mask is None else mask.numpy(),
+        mask, lam = inputs.token_mask, inputs.lam
+        q, k, v, beta = (_flat(tensor) for tensor in (inputs.q, inputs.k, inputs.v, inputs.beta))
+        arguments = (
+            *_flat_states(inputs.states),
+            inputs.slots,
+            inputs.starts,
+            inputs.lengths,
+            inputs.lane_offsets,
+            *(q, k, v, beta, beta if lam is None else _flat(lam)),
+            _NO_MASK if mask is None else mask.numpy(),
             int(inputs.mode),
             inputs.want_reads,
-            inputs.lam is not None,
-            reads.numpy().reshape(-1),
-            *(tensor.numpy() for tensor in tensors[1:]),
+            lam is not None,
+            *(reads, errors, statistics, met),
         )
+        kernel = _kernel(rank)
+        _share_out(lambda first, last: kernel(first, last, *arguments), inputs)
+    mean, largest, norm, top = torch.from_numpy(statistics).unbind()
     return ScanResult(
-        reads=reads if inputs.want_reads else None,
-        lane_offsets=inputs.lane_offsets,
-        write_error=errors,
+        reads=torch.from_numpy(reads).view(rows, heads, rank) if inputs.want_reads else None,
+        lane_offsets=torch.from_numpy(inputs.lane_offsets),
+        write_error=torch.from_numpy(errors),
         mean_write_error=mean,
         max_write_error=largest,
         state_norm=norm,
         state_max_abs=top,
-        nonfinite=met,
+        nonfinite=torch.from_numpy(met),
     )
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+_NO_MASK = np.ones(0, np.bool_)
+
+
+def _flat(tensor: torch.Tensor) -> npt.NDArray[np.float32]:
+    numbers: npt.NDArray[np.float32] = tensor.numpy(force=True).reshape(-1)
+    return numbers
+
+
+def _flat_states(states: torch.Tensor) -> tuple[npt.NDArray[np.float32], int, int, int]:
+    """Return the states' numbers in a row, the distance from slot to slot and from head to head, and H."""
+    strides = states.stride()
+    if states.is_contiguous():
+        return _flat(states), strides[0], strides[1], states.shape[1]
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(states.shape, strides, strict=True))
+    flat = states.detach().as_strided((extent,), (1,))
+    return flat.numpy(), strides[0], strides[1], states.shape[1]
+
+
+def _share_out(run: Callable[[int, int], None], inputs: ScanInputs) -> None:
+    """Run units 0 to N · H, by one thread if they are few, else in pieces by all."""
+    heads, rank = inputs.states.shape[1:3]
+    units = len(inputs.slots) * heads
+    work = (inputs.rows + LANE_COST * len(inputs.slots)) * heads * 3 * rank * rank
+    threads = min(torch.get_num_threads(), units, work // SHARE_FROM)
+    if threads < 2:
+        run(0, units)
+        return
+    pieces = iter(_pieces(inputs, heads, threads * PIECES))  # a list iterator: two threads never get the same piece
+
+    def take() -> None:
+        for first, last in pieces:
+            run(first, last)
+
+    helpers = [_pool().submit(take) for _ in range(threads - 1)]
+    take()
+    for helper in helpers:
+        if not helper.cancel():  # one that has not begun by now has nothing left to do
+            helper.result()
+
+
+def _pieces(inputs: ScanInputs, heads: int, pieces: int) -> list[tuple[int, int]]:
+    """Cut the units into at most so many ranges, of about the same work each."""
+    lanes = np.arange(1, len(inputs.lengths) + 1)
+    done = (inputs.lane_offsets[1:] + LANE_COST * lanes) * heads  # work up to each lane's end
+    goals = np.arange(1, pieces) * (int(done[-1]) / pieces)
+    lane = np.searchsorted(done, goals)
+    before = done[lane] - (inputs.lengths[lane] + LANE_COST) * heads
+    head = (goals - before) / (inputs.lengths[lane] + LANE_COST)
+    cuts = np.unique(
+        np.concatenate([[0], lane * heads + np.rint(head).astype(np.int64), [len(lanes) * heads]])
+    ).tolist()
+    return list(pairwise(cuts))
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="ebbtide-scan")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # the helper threads stay behind in the parent
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _nonfinite(numbers: Any, first: Any, length: Any, heads: Any, head: Any, rank: Any, mask: Any) -> Any:
     found = 0
     for token in range(first, first + length):
@@ -72,27 +146,29 @@ def _nonfinite(numbers: Any, first: Any, length: Any, heads: Any, head: Any, ran
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernel(rank: int) -> Any:
     """Compile the scan for one rank (a constant for the compiler: its loops become straight vector code)."""
+    recipe = _RECIPE
 
-    @numba.njit(cache=True, nogil=True, parallel=True, error_model="numpy")  # type: ignore[untyped-decorator]
+    @numba.njit(cache=True, nogil=True, error_model="numpy")
     def kernel(
-        states: Any, slots: Any, starts: Any, lengths: Any, outs: Any,
+        begin: Any, end: Any, states: Any, slot_stride: Any, head_stride: Any, heads: Any,
+        slots: Any, starts: Any, lengths: Any, outs: Any,
         q: Any, k: Any, v: Any, beta: Any, lam: Any, mask: Any, mode: Any, want_reads: Any, free: Any,
-        reads: Any, errors: Any, mean: Any, largest: Any, norm: Any, top: Any, met: Any,
-    ) -> None:  # fmt: skip
-        heads = states.shape[1]
-        for unit in numba.prange(len(slots) * heads):
+        reads: Any, errors: Any, statistics: Any, met: Any,
+    ) -> Any:  # fmt: skip
+        columns = scratch(rank)
+        size = rank * rank
+        for unit in range(begin, end):
             lane, head = unit // heads, unit % heads
             first, length = starts[lane], lengths[lane]
-            state = states[slots[lane], head]
-            columns = np.empty((rank, rank), np.float32)
+            state_at = slots[lane] * slot_stride + head * head_stride
+            turn(rank, states, state_at, columns, 0)
             for i in range(rank):
-                for j in range(rank):
-                    columns[j, i] = state[i, j]
+                columns[size + i] = 0
 
-            total, peak, count, sick = 0.0, 0.0, 0, False
+            total, peak, count = 0.0, 0.0, 0
             for t in range(length):
                 token, out = first + t, outs[lane] + t
                 read_at = (out * heads + head) * rank if want_reads else -1
@@ -102,28 +178,29 @@ def _kernel(rank: int) -> Any:
                         reads[read_at : read_at + rank] = 0
                     continue
                 at = (token * heads + head) * rank
-                error_sq, value_sq = token_step(rank, columns, q, k, v, beta, lam, at, mode, reads, read_at)
+                error_sq, value_sq = token_step(
+                    rank, columns, q, k, v, beta, lam, at, mode, free, reads, read_at
+                )  # fmt: skip
                 error = np.sqrt(error_sq / value_sq) if value_sq != 0 else 0.0
                 errors[out, head] = error
                 total += error
                 peak = max(peak, error)
-                sick |= not (error_sq < np.inf and value_sq < np.inf)
                 count += 1
 
-            square, extreme, bad = 0.0, np.float32(0), 0
+            turn(rank, columns, 0, states, state_at)
+            square, extreme = measure(rank, columns)
+            witness = np.float32(0)
             for i in range(rank):
-                for j in range(rank):
-                    entry = columns[j, i]
-                    state[i, j] = entry
-                    square += np.float64(entry) * np.float64(entry)
-                    extreme = max(extreme, abs(entry))
-                    bad += not np.isfinite(entry)
-            if want_reads:
-                bad += _nonfinite(q, first, length, heads, head, rank, mask)
-            if sick or bad:  # any other non-finite number shows up in an error or in the state: only then count them
-                bad += _nonfinite(k, first, length, heads, head, rank, mask) + _nonfinite(
-                    v, first, length, heads, head, rank, mask
-                )
+                witness += columns[size + i]
+            bad = 0
+            # Any number that is not finite shows in a read, an error or the state: only then look for them.
+            if not (np.isfinite(square) and np.isfinite(witness)):
+                for i in range(size):
+                    bad += not np.isfinite(columns[i])
+                if want_reads:
+                    bad += _nonfinite(q, first, length, heads, head, rank, mask)
+                bad += _nonfinite(k, first, length, heads, head, rank, mask)
+                bad += _nonfinite(v, first, length, heads, head, rank, mask)
                 bad += _nonfinite(beta, first, length, heads, head, rank, mask)
                 if free:
                     bad += _nonfinite(lam, first, length, heads, head, rank, mask)
@@ -131,10 +208,15 @@ def _kernel(rank: int) -> Any:
                     peak = total
                 if np.isnan(square):
                     extreme = np.float32(np.nan)
-            mean[lane, head] = total / count if count else 0
-            largest[lane, head] = peak
-            norm[lane, head] = np.sqrt(square)
-            top[lane, head] = extreme
+            statistics[0, lane, head] = total / count if count else 0
+            statistics[1, lane, head] = peak
+            statistics[2, lane, head] = np.sqrt(square)
+            statistics[3, lane, head] = extreme
             met[lane, head] = bad
+        return recipe
 
     return kernel
+
+
+# Numba's cache knows when this file has changed, not when `vector_step` has: its checksum is made part of the code.
+_RECIPE = zlib.crc32(Path(vector_step.__file__).read_bytes())

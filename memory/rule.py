@@ -1,7 +1,7 @@
 r"""The delta rule, in words and in one formula.
 
-A state S `[R, R]` holds associations: S k ≈ v. Writing a pair (k, v) with gate β (one for each row i) moves row i towards it.
-All modes are one rule with three coefficients a row,
+A state S `[R, R]` holds associations: S k ≈ v. Writing a pair (k, v) with gate β (one for each row i) moves row i
+towards it. All modes are one rule with three coefficients a row,
 
     S_i ← keep_i · S_i + (write_i · v_i − erase_i · (S k)_i) kᵀ
 

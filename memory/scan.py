@@ -1,21 +1,25 @@
 """The scan: many lanes of the delta rule over a ragged batch, in one call.
 
 This file holds the public function, its result and the choice of a form. The forms are files of their own:
-`naive_scan` (the definition, torch), `cpu_scan` (numba), `triton_scan` (GPU).
+`naive_scan` (the definition, torch), `cpu_scan` (numba), `triton_scan` (GPU), `chunk_scan` (few long lanes).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from memory.rule import Mode
 
-Form = Literal["auto", "naive", "cpu", "triton"]
+Form = Literal["auto", "naive", "cpu", "triton", "chunk"]
 FORMS: tuple[str, ...] = get_args(Form)
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,10 @@ class ScanInputs:
     """
 
     states: Tensor
-    slots: Tensor
-    starts: Tensor
-    lengths: Tensor
-    lane_offsets: Tensor
+    slots: Indices
+    starts: Indices
+    lengths: Indices
+    lane_offsets: Indices
     q: Tensor
     k: Tensor
     v: Tensor
@@ -119,8 +123,8 @@ def scan(
     Parameters
     ----------
     states
-        `[S, H, R, R]` float32 (the naive form also takes float64). Advanced in place at the rows `slots`; no other row is
-        read or written.
+        `[S, H, R, R]` float32 (the naive and chunk forms also take float64). Advanced in place at the rows `slots`; no
+        other row is read or written.
     slots
         `[N]` int64, all different: each lane's row of `states`.
     segments
@@ -134,8 +138,9 @@ def scan(
     mode
         `coupled`, `decay_outside`, `plain` or `gated`: see `memory.rule`.
     form
-        `naive`, `cpu`, `triton`, or `auto`: the fastest that can run and that keeps the promise of equal bits for equal
-        inputs. With gradients recorded, `auto` takes a differentiable one.
+        `naive`, `cpu`, `triton`, `chunk`, or `auto`: the fastest that can run, that differentiates where gradients are
+        recorded, and that gives the same bits however a segment is split. `chunk` does not promise the last and is
+        never taken unasked; it is for few long lanes (`docs/scan.md`).
     token_mask
         `[T]` bool: a token that is False neither reads nor writes.
     want_reads
@@ -168,17 +173,17 @@ def scan(
     """
     inputs = _check(states, slots, segments, offsets, q, k, v, beta, lam, Mode.parse(mode), token_mask, want_reads)
     chosen = _choose(form, inputs)
-    if chosen == "cpu":
-        from memory.cpu_scan import cpu_scan as run
-    elif chosen == "triton":
-        from memory.triton_scan import triton_scan as run
-    else:
-        from memory.naive_scan import naive_scan as run
-    return run(inputs)
+    run = getattr(import_module(f"memory.{chosen}_scan"), f"{chosen}_scan")  # a form's libraries load when it is used
+    result: ScanResult = run(inputs)
+    if not states.is_inference():
+        torch.autograd.graph.increment_version(states)  # so that autograd notices what was overwritten
+    return result
 
 
-def scan_support(form: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[bool, str]:
-    """Say whether a form can run on a device and dtype and, if not, why.
+def scan_support(
+    form: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, rank: int | None = None
+) -> tuple[bool, str]:
+    """Say whether a form can run on a device and dtype (and, if given, at a rank) and, if not, why.
 
     Returns
     -------
@@ -194,10 +199,10 @@ def scan_support(form: str, device: torch.device | str = "cpu", dtype: torch.dty
     (False, 'the cpu form computes in float32, not float64')
     """
     device = torch.device(device)
-    if form == "naive":
+    if form in ("naive", "chunk"):
         if dtype in (torch.float32, torch.float64):
             return True, ""
-        return False, f"the naive form computes in float32 or float64, not {_short(dtype)}"
+        return False, f"the {form} form computes in float32 or float64, not {_short(dtype)}"
     if form == "cpu":
         if device.type != "cpu":
             return False, f"the cpu form works on host memory, not on {device}"
@@ -209,7 +214,7 @@ def scan_support(form: str, device: torch.device | str = "cpu", dtype: torch.dty
             from memory.triton_scan import triton_support
         except ImportError as error:
             return False, f"triton cannot be imported: {error}"
-        return triton_support(device, dtype)
+        return triton_support(device, dtype, rank)
     raise ValueError(f"unknown form {form!r}: expected one of {', '.join(FORMS[1:])}")
 
 
@@ -218,13 +223,13 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _choose(form: str, inputs: ScanInputs) -> str:
-    device, dtype = inputs.states.device, inputs.states.dtype
+    where = (inputs.states.device, inputs.states.dtype, inputs.states.shape[2])
     if form == "auto":
-        order = ("triton",) if device.type == "cuda" else () if inputs.needs_grad else ("cpu",)
-        return next((name for name in order if scan_support(name, device, dtype)[0]), "naive")
-    able, reason = scan_support(form, device, dtype)
+        order = ("triton",) if where[0].type == "cuda" else () if inputs.needs_grad else ("cpu",)
+        return next((name for name in order if scan_support(name, *where)[0]), "naive")
+    able, reason = scan_support(form, *where)
     if able and form == "cpu" and inputs.needs_grad:
-        able, reason = False, "the cpu form records no gradients; use form='naive', or torch.no_grad()"
+        able, reason = False, "the cpu form records no gradients; use form='naive' or 'chunk', or torch.no_grad()"
     if not able:
         raise ValueError(f"form {form!r} cannot run: {reason}")
     return form
@@ -244,61 +249,97 @@ def _check(
     token_mask: Tensor | None,
     want_reads: bool,
 ) -> ScanInputs:
-    if states.ndim != 4 or states.shape[2] != states.shape[3]:
-        raise ValueError(f"states must be [S, H, R, R], got {list(states.shape)}")
-    heads, rank = states.shape[1], states.shape[2]
-    tokens = q.shape[0]
+    shape, dtype, device = states.shape, states.dtype, states.device
+    if len(shape) != 4 or shape[2] != shape[3]:
+        raise ValueError(f"states must be [S, H, R, R], got {list(shape)}")
+    if not _matrices_in_place(states):
+        raise ValueError(
+            "each state must lie in one piece to be advanced in place: expected strides [≥ R², ≥ R², R, 1] without "
+            f"overlap, got {list(states.stride())} for R = {shape[3]}; use contiguous(), or slots rather than a view"
+        )
     if mode is Mode.GATED and lam is None:
         raise ValueError("mode 'gated' needs lam: the retention gate of each row")
-    if mode in (Mode.COUPLED, Mode.PLAIN) and lam is not None:
+    if lam is not None and mode in (Mode.COUPLED, Mode.PLAIN):
         raise ValueError(f"mode '{mode.label}' has no free retention gate: leave lam out, or use mode 'gated'")
+    tokens = q.shape[0] if q.ndim else 0
+    full = (tokens, shape[1], shape[2])
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.shape != (tokens, heads, rank):
-            raise ValueError(f"{name} must be [T, H, R] = {[tokens, heads, rank]}, got {list(tensor.shape)}")
-    for name, gate in (("beta", beta), ("lam", lam)):
-        if gate is not None and gate.shape not in ((tokens, heads, rank), (tokens, heads, 1)):
-            raise ValueError(f"{name} must be {[tokens, heads, rank]} or {[tokens, heads, 1]}, got {list(gate.shape)}")
-    for name, tensor in (("q", q), ("k", k), ("v", v), ("beta", beta), *((("lam", lam),) if lam is not None else ())):
-        if tensor.dtype != states.dtype or tensor.device != states.device:
+        if tensor.shape != full:
+            raise ValueError(f"{name} must be [T, H, R] = {list(full)}, got {list(tensor.shape)}")
+    gates = {"beta": beta} if lam is None else {"beta": beta, "lam": lam}
+    for name, tensor in gates.items():
+        if tensor.shape != full and tensor.shape != (*full[:2], 1):
+            raise ValueError(f"{name} must be {list(full)} or {[*full[:2], 1]}, got {list(tensor.shape)}")
+    for name, tensor in (("q", q), ("k", k), ("v", v), *gates.items()):
+        if tensor.dtype != dtype or tensor.device != device:
             raise TypeError(
-                f"{name} must be {_short(states.dtype)} on {states.device} like states, "
-                f"got {_short(tensor.dtype)} on {tensor.device}"
+                f"{name} must be {_short(dtype)} on {device} like states, got {_short(tensor.dtype)} on {tensor.device}"
             )
-    if token_mask is not None and (token_mask.shape != (tokens,) or token_mask.dtype != torch.bool):
-        raise ValueError(f"token_mask must be bool [{tokens}], got {_short(token_mask.dtype)} {list(token_mask.shape)}")
-    for name, tensor in (("slots", slots), ("segments", segments), ("offsets", offsets)):
-        if tensor.dtype != torch.int64 or tensor.ndim != 1:
-            raise TypeError(f"{name} must be a row of int64, got {_short(tensor.dtype)} {list(tensor.shape)}")
-    if slots.shape != segments.shape:
-        raise ValueError(f"slots and segments must be of one length, got {len(slots)} and {len(segments)}")
-    slots, segments, offsets = slots.cpu(), segments.cpu(), offsets.cpu()
-    if len(offsets) == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != tokens or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"offsets must begin at 0, never fall and end at T = {tokens}")
-    if len(slots):
-        if int(slots.min()) < 0 or int(slots.max()) >= states.shape[0]:
-            raise ValueError(f"slots must lie in 0..{states.shape[0] - 1}, got {int(slots.min())}..{int(slots.max())}")
-        if len(slots.unique()) != len(slots):
-            raise ValueError("slots must all be different: two lanes cannot advance one state")
-        if int(segments.min()) < 0 or int(segments.max()) >= len(offsets) - 1:
-            raise ValueError(
-                f"segments must lie in 0..{len(offsets) - 2}, got {int(segments.min())}..{int(segments.max())}"
-            )
-    starts = offsets[segments]
-    lengths = offsets[segments + 1] - starts
-    lane_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    full = (tokens, heads, rank)
+    if token_mask is not None:
+        if token_mask.shape != (tokens,) or token_mask.dtype != torch.bool:
+            got = f"{_short(token_mask.dtype)} {list(token_mask.shape)}"
+            raise ValueError(f"token_mask must be bool [{tokens}], got {got}")
+        if token_mask.device != device:
+            raise TypeError(f"token_mask must be on {device} like states, got {token_mask.device}")
+        token_mask = token_mask.contiguous()
+    lanes, starts, lengths, lane_offsets = _lanes(slots, segments, offsets, shape[0], tokens)
     return ScanInputs(
         states=states,
-        slots=slots,
+        slots=lanes,
         starts=starts,
         lengths=lengths,
         lane_offsets=lane_offsets,
         q=q.contiguous(),
         k=k.contiguous(),
         v=v.contiguous(),
-        beta=beta.expand(full).contiguous(),
+        beta=beta.expand(full).contiguous() if beta.shape != full else beta.contiguous(),
         lam=None if lam is None else lam.expand(full).contiguous(),
         token_mask=token_mask,
         mode=mode,
         want_reads=want_reads,
     )
+
+
+def _matrices_in_place(states: Tensor) -> bool:
+    """Whether each state is R rows of R numbers end to end, and no two overlap: layers of a larger tensor are fine."""
+    if states.is_contiguous():
+        return True
+    sizes, strides, size = states.shape, states.stride(), states.shape[2] * states.shape[3]
+    apart = sorted((strides[d], sizes[d]) for d in (0, 1) if sizes[d] > 1)
+    for stride, count in apart:
+        if stride < size:
+            return False
+        size = stride * count
+    return strides[2:] == (sizes[3], 1) or sizes[3] == 1
+
+
+def _lanes(slots: Tensor, segments: Tensor, offsets: Tensor, capacity: int, tokens: int) -> tuple[Indices, ...]:
+    """Check which lane reads what; return slots, starts, lengths and lane offsets, on the host."""
+    for name, tensor in (("slots", slots), ("segments", segments), ("offsets", offsets)):
+        if tensor.dtype != torch.int64 or tensor.ndim != 1:
+            raise TypeError(f"{name} must be a row of int64, got {_short(tensor.dtype)} {list(tensor.shape)}")
+    if slots.shape != segments.shape:
+        raise ValueError(f"slots and segments must be of one length, got {len(slots)} and {len(segments)}")
+    slot, segment, offset = (tensor.numpy(force=True) for tensor in (slots, segments, offsets))
+    sizes = offset[1:] - offset[:-1]
+    if not offset.size or offset[0] != 0 or offset[-1] != tokens or (sizes.size and sizes.min() < 0):
+        raise ValueError(f"offsets must begin at 0, never fall and end at T = {tokens}, got {_glance(offset)}")
+    lane_offsets = np.zeros(len(slot) + 1, np.int64)
+    if slot.size:
+        rising = bool((slot[1:] > slot[:-1]).all())
+        ordered = slot if rising else np.sort(slot)
+        if ordered[0] < 0 or ordered[-1] >= capacity:
+            raise ValueError(f"slots must lie in 0..{capacity - 1}, got {ordered[0]}..{ordered[-1]}")
+        if not rising and (ordered[1:] == ordered[:-1]).any():
+            twice = ordered[1:][ordered[1:] == ordered[:-1]][0]
+            raise ValueError(f"slots must all be different: two lanes cannot advance one state, got {twice} twice")
+        low, high = segment.min(), segment.max()
+        if low < 0 or high >= sizes.size:
+            raise ValueError(f"segments must lie in 0..{sizes.size - 1}, got {low}..{high}")
+    lengths = sizes[segment]
+    np.cumsum(lengths, out=lane_offsets[1:])
+    return slot, offset[segment], lengths, lane_offsets
+
+
+def _glance(numbers: Indices) -> str:
+    return str(numbers.tolist()) if numbers.size <= 8 else f"{numbers[:4].tolist()} … {numbers[-2:].tolist()}"

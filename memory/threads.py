@@ -1,33 +1,78 @@
-"""How many threads a compiled loop is worth."""
+"""Sharing compiled work between threads, without waiting for a thread that the machine is not running.
+
+A loop that is cut into as many parts as there are threads ends with its slowest part: on a busy machine that is a
+scheduler's turn, milliseconds, for work of microseconds. Here the parts are more and smaller, and lie in a common list: the
+caller's thread takes from it too, and a helper that has not begun when the list is empty is not waited for.
+
+What is shared must be independent units, so that the bits depend neither on the number of threads nor on who took what.
+The number of threads is torch's (`torch.set_num_threads`): one setting for all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
 
-import numba
+import torch
 
-GRAIN = 1_000_000
-"""Multiply-adds, or as much other work, below which one more thread costs more than it saves.
+WORTH = 400_000
+"""Multiply-adds, or as much other work, that are worth waking one more thread for: some tens of microseconds."""
 
-A parallel loop waits for its slowest thread. On a busy machine that can be a scheduler's turn, milliseconds; a million
-multiply-adds take about a tenth of one.
-"""
+PIECES = 4
+"""Pieces for each thread: a thread that is held up leaves the rest of the list to the others."""
 
 
-@contextmanager
-def threads_for(operations: int) -> Iterator[None]:
-    """Let the compiled loops in this block use as many threads as `operations` are worth, at most those allowed now.
+def threads_for(operations: int, units: int) -> int:
+    """Return how many threads so much work in so many units is worth."""
+    return max(1, min(torch.get_num_threads(), units, operations // WORTH))
+
+
+def share_out(run: Callable[[int, int], None], units: int, operations: int) -> None:
+    """Run units 0 to `units`, of like size, by as many threads as they are worth.
+
+    Parameters
+    ----------
+    run
+        Called with the first unit and the one after the last, by several threads at once; should release the interpreter.
+    units
+        Independent units of work.
+    operations
+        Multiply-adds in all, or as much other work.
 
     Examples
     --------
-    >>> with threads_for(10):
-    ...     numba.get_num_threads()
-    1
+    >>> done = []
+    >>> share_out(lambda first, last: done.extend(range(first, last)), 5, operations=100)
+    >>> done
+    [0, 1, 2, 3, 4]
     """
-    allowed = numba.get_num_threads()
-    numba.set_num_threads(max(1, min(allowed, operations // GRAIN)))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(allowed)
+    threads = threads_for(operations, units)
+    cuts = [units * piece // (threads * PIECES) for piece in range(threads * PIECES + 1)]
+    run_pieces(run, list(pairwise(cuts)) if threads > 1 else [(0, units)], threads)
+
+
+def run_pieces(run: Callable[[int, int], None], pieces: Sequence[tuple[int, int]], threads: int) -> None:
+    """Run these pieces, each a range of units, by so many threads, the caller's among them."""
+    rest = iter(pieces)  # a list's iterator: two threads never get the same piece
+
+    def take() -> None:
+        for first, last in rest:
+            if last > first:
+                run(first, last)
+
+    helpers = [_pool().submit(take) for _ in range(threads - 1)]
+    take()
+    for helper in helpers:
+        if not helper.cancel():  # one that has not begun by now has nothing left to do
+            helper.result()
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="ebbtide-work")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # the helper threads stay behind in the parent

@@ -12,7 +12,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from threading import Event, Thread
 from typing import Annotated, Any, Protocol
 
@@ -156,7 +156,7 @@ class Pace:
 
 
 class _Edge:
-    """Keeps the pace, adds `HEADERS`, and answers HEAD as GET without the body."""
+    """Keeps the pace, adds `HEADERS`, and asks the application for GET where HEAD came: the server drops the body."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -170,17 +170,14 @@ class _Edge:
         # Probes are not made to wait behind a storm of scrapers.
         if not scope["path"].startswith("/-/") and (seconds := self.pace.delay(time.monotonic())):
             await asyncio.sleep(seconds)
-        head = scope["method"] == "HEAD"
 
         async def pass_on(message: Message) -> None:
-            changed: MutableMapping[str, Any] = message
             if message["type"] == "http.response.start":
-                changed = {**message, "headers": [*message.get("headers", ()), *self.headers]}
-            elif head and message["type"] == "http.response.body":
-                changed = {**message, "body": b""}
-            await send(changed)
+                message = {**message, "headers": [*message.get("headers", ()), *self.headers]}
+            await send(message)
 
-        await self.app({**scope, "method": "GET"} if head else scope, receive, pass_on)
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        await self.app({**scope, "method": method}, receive, pass_on)
 
 
 def create_app(service: Service) -> FastAPI:

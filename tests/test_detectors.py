@@ -309,10 +309,10 @@ def test_page_hinkley_alarms_where_rivers_does_on_any_numbers(
 def test_page_hinkley_keeps_rivers_numbers_to_the_bit() -> None:
     detector = PageHinkley()
     lanes = cast(Columns, detector.new_lanes())
-    lanes.resize(3)
-    theirs: list[Any] = [river.drift.PageHinkley() for _ in range(3)]
-    for row in np.random.default_rng(25).normal(0.3, 0.1, (500, 3)):
-        detector.update(lanes, np.arange(3), row)
+    lanes.resize(60)
+    theirs: list[Any] = [river.drift.PageHinkley() for _ in range(60)]
+    for row in np.random.default_rng(25).normal(0.0, 0.1, (200, 60)):
+        detector.update(lanes, np.arange(60), row)
         for ours, one, value in zip(lanes["sums"].tolist(), theirs, row.tolist(), strict=True):
             one.update(value)
             rise, fall = (one._sum_increase, one._min_increase), (one._sum_decrease, one._max_decrease)

@@ -340,8 +340,10 @@ def test_constant_decay_knows_no_budget() -> None:
         DecayPolicy.model_validate({"budget": 3})
 
 
-def test_alarms_are_the_signals_but_for_the_shift_score() -> None:
-    assert ALARMS == ("state_norm", "stable_rank", "write_error", "retrieval_error", "topic_shift")
+def test_alarms_are_the_signals_by_name_and_non_finite() -> None:
+    assert ALARMS == ("state_norm", "stable_rank", "write_error", "retrieval_error", "topic_shift", "non_finite")
+    actions = decide(ResetOnShiftPolicy(on=("non_finite",)), observe(2, non_finite=[1]))
+    assert told(actions) == [KEEP, ("reset", 0.0, "non_finite")]
 
 
 def test_reset_and_decay_differ_in_nothing_but_the_effect() -> None:

@@ -113,6 +113,13 @@ class MiniLMBackbone(Backbone):
     @torch.inference_mode()
     def _forward(self, ids: Ids, windows: Ids) -> tuple[Tensor, Tensor]:
         """Return the last hidden states `[B, L, D]` of B windows of one padded length, and their means `[B, D]`."""
+        tokens, attention = self.inputs(ids, windows)
+        states = self.model(input_ids=tokens, attention_mask=attention).last_hidden_state
+        weight = attention[..., None].to(states.dtype)
+        return states, (states * weight).sum(1) / weight.sum(1)
+
+    def inputs(self, ids: Ids, windows: Ids) -> tuple[Tensor, Tensor]:
+        """Return token ids and attention mask, `[B, L]` int64, of B windows of one padded length."""
         lengths = windows[:, 1] - windows[:, 0]
         padded = _padded(int(lengths.max()))
         tokens = np.zeros((len(windows), padded), np.int64)
@@ -121,12 +128,7 @@ class MiniLMBackbone(Backbone):
             tokens[row, 1 : 1 + last - first] = ids[first:last]
             tokens[row, 1 + last - first] = self._last
         mask = (np.arange(padded) < (lengths + 2)[:, None]).astype(np.int64)
-        attention = torch.from_numpy(mask).to(self.device)
-        states = self.model(
-            input_ids=torch.from_numpy(tokens).to(self.device), attention_mask=attention
-        ).last_hidden_state
-        weight = attention[..., None].to(states.dtype)
-        return states, (states * weight).sum(1) / weight.sum(1)
+        return torch.from_numpy(tokens).to(self.device), torch.from_numpy(mask).to(self.device)
 
 
 def _wheel() -> Path | None:

@@ -13,8 +13,8 @@ from monitors.observations import SIGNALS, Observations
 from monitors.policies.guard import ActionGuard
 from monitors.policies.policy import ActionKind, Actions
 
-ALARMS = tuple("topic_shift" if signal == "topic_shift_score" else signal for signal in SIGNALS)
-"""The alarms there can be: each carries its signal's name, and `topic_shift` that of the score."""
+ALARMS = (*("topic_shift" if signal == "topic_shift_score" else signal for signal in SIGNALS), "non_finite")
+"""The alarms there can be: one for each signal, by its name or `topic_shift`, and one for a non-finite state."""
 
 
 class OnAlarm(ActionGuard):
