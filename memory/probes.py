@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numba
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from memory.lane_state import Slots
-from memory.threads import threads_for
+from memory.threads import share_out
 
 
 def probe_errors(
@@ -43,9 +42,8 @@ def probe_errors(
     """
     if states.device.type == "cpu":
         errors = np.empty(keys.shape[:3], np.float32)
-        if errors.size:
-            with threads_for(keys.size * states.shape[-1]):
-                _kernel(states.shape[-1])(states.numpy(), slots, keys, values, errors)
+        arguments = (states.numpy(), slots, keys, values, errors)
+        share_out(lambda first, last: _errors(first, last, *arguments), len(slots), keys.size * keys.shape[-1])
         return errors
     S = states[torch.from_numpy(slots).to(states.device)]
     k, v = (torch.from_numpy(pairs).to(states.device) for pairs in (keys, values))
@@ -55,24 +53,21 @@ def probe_errors(
     return result
 
 
-@cache
-def _kernel(rank: int) -> Any:
-    # Sums may be reordered into vectors, the same way in every call: the loops' bounds are constants.
-    @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"reassoc", "contract"}, error_model="numpy")
-    def kernel(states: Any, slots: Any, keys: Any, values: Any, errors: Any) -> None:
-        lanes, pairs, heads = errors.shape
-        for lane in numba.prange(lanes):
-            for head in range(heads):
-                state = states[slots[lane], head]
-                for pair in range(pairs):
-                    key, value = keys[lane, pair, head], values[lane, pair, head]
-                    miss, size = np.float32(0), np.float32(0)
-                    for i in range(rank):
-                        read = np.float32(0)
-                        for j in range(rank):
-                            read += state[i, j] * key[j]
-                        miss += (read - value[i]) * (read - value[i])
-                        size += value[i] * value[i]
-                    errors[lane, pair, head] = np.sqrt(miss / size) if size != 0 else np.float32(0)
-
-    return kernel
+# Sums may be reordered into vectors, in the same way whatever the other lanes. The bounds are deliberately no
+# constants: with a small constant rank the compiler unrolls the inner loop into scalars, which takes four times as long.
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")
+def _errors(first: Any, last: Any, states: Any, slots: Any, keys: Any, values: Any, errors: Any) -> None:
+    _, pairs, heads, rank = keys.shape
+    for lane in range(first, last):
+        for head in range(heads):
+            state = states[slots[lane], head]
+            for pair in range(pairs):
+                key, value = keys[lane, pair, head], values[lane, pair, head]
+                miss, size = np.float32(0), np.float32(0)
+                for i in range(rank):
+                    read = np.float32(0)
+                    for j in range(rank):
+                        read += state[i, j] * key[j]
+                    miss += (read - value[i]) * (read - value[i])
+                    size += value[i] * value[i]
+                errors[lane, pair, head] = np.sqrt(miss / size) if size != 0 else np.float32(0)

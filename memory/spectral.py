@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numba
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from memory.lane_state import Slots
-from memory.threads import threads_for
+from memory.threads import share_out
 
 COLD, WARM = 12, 2
 """Power iterations for a lane without a direction yet, and for one that has the direction of its last event."""
@@ -53,9 +52,12 @@ def largest_singular_value(
     """
     if states.device.type == "cpu":
         sigma = np.empty(directions.shape[:2], np.float32)
-        if sigma.size:
-            with threads_for(2 * WARM * directions.size * states.shape[-1]):
-                _kernel(states.shape[-1])(states.numpy(), slots, directions, sigma)
+        arguments = (states.numpy(), slots, directions, sigma)
+        share_out(
+            lambda first, last: _iterate(first, last, *arguments),
+            len(slots),
+            2 * WARM * directions.size * directions.shape[-1],
+        )
         return sigma
     S = states[torch.from_numpy(slots).to(states.device)]
     u = torch.from_numpy(directions).to(states.device)
@@ -69,53 +71,49 @@ def largest_singular_value(
     return result
 
 
-@cache
-def _kernel(rank: int) -> Any:
-    @numba.njit(cache=True, nogil=True, parallel=True, fastmath={"reassoc", "contract"}, error_model="numpy")
-    def kernel(states: Any, slots: Any, directions: Any, sigma: Any) -> None:
-        lanes, heads = sigma.shape
-        for lane in numba.prange(lanes):
-            image = np.empty(rank, np.float32)
-            back = np.empty(rank, np.float32)
-            for head in range(heads):
-                state, u = states[slots[lane], head], directions[lane, head]
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")
+def _iterate(first: Any, last: Any, states: Any, slots: Any, directions: Any, sigma: Any) -> None:
+    heads, rank = directions.shape[1:]
+    image = np.empty(rank, np.float32)
+    back = np.empty(rank, np.float32)
+    for lane in range(first, last):
+        for head in range(heads):
+            state, u = states[slots[lane], head], directions[lane, head]
+            size = np.float32(0)
+            for j in range(rank):
+                size += u[j] * u[j]
+            rounds = WARM
+            if size == 0:  # start from the longest row: S cannot send it to zero
+                rounds = COLD
+                longest, row = np.float32(-1), 0
+                for i in range(rank):
+                    size = np.float32(0)
+                    for j in range(rank):
+                        size += state[i, j] * state[i, j]
+                    if size > longest:
+                        longest, row = size, i
+                for j in range(rank):
+                    u[j] = state[row, j]
+            stretch = np.float32(0)
+            for turn in range(rounds + 1):
                 size = np.float32(0)
                 for j in range(rank):
                     size += u[j] * u[j]
-                rounds = WARM
-                if size == 0:  # start from the longest row: S cannot send it to zero
-                    rounds = COLD
-                    longest, row = np.float32(-1), 0
-                    for i in range(rank):
-                        size = np.float32(0)
-                        for j in range(rank):
-                            size += state[i, j] * state[i, j]
-                        if size > longest:
-                            longest, row = size, i
-                    for j in range(rank):
-                        u[j] = state[row, j]
+                scale = np.float32(1) / np.sqrt(size) if size != 0 else np.float32(0)
+                for j in range(rank):
+                    u[j] *= scale
+                    back[j] = 0
                 stretch = np.float32(0)
-                for turn in range(rounds + 1):
-                    size = np.float32(0)
+                for i in range(rank):
+                    read = np.float32(0)
                     for j in range(rank):
-                        size += u[j] * u[j]
-                    scale = np.float32(1) / np.sqrt(size) if size != 0 else np.float32(0)
-                    for j in range(rank):
-                        u[j] *= scale
-                        back[j] = 0
-                    stretch = np.float32(0)
+                        read += state[i, j] * u[j]
+                    image[i] = read
+                    stretch += read * read
+                if turn < rounds:
                     for i in range(rank):
-                        read = np.float32(0)
                         for j in range(rank):
-                            read += state[i, j] * u[j]
-                        image[i] = read
-                        stretch += read * read
-                    if turn < rounds:
-                        for i in range(rank):
-                            for j in range(rank):
-                                back[j] += image[i] * state[i, j]
-                        for j in range(rank):
-                            u[j] = back[j]
-                sigma[lane, head] = np.sqrt(stretch)
-
-    return kernel
+                            back[j] += image[i] * state[i, j]
+                    for j in range(rank):
+                        u[j] = back[j]
+            sigma[lane, head] = np.sqrt(stretch)

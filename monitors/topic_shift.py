@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memory.lane_state import Column, Columns, Slots
-from memory.threads import threads_for
+from memory.threads import share_out
 from monitors.observations import Floats
 
 
@@ -54,16 +54,18 @@ class TopicShiftMonitor:
         scores = np.empty(len(slots), np.float64)
         if len(slots):
             recent = cast("npt.NDArray[np.float32]", self.lanes["recent"])
-            with threads_for(4 * embeddings.size):
-                _measure(slots, embeddings, self.mean, recent, self.weight, scores)
+            arguments = (slots, embeddings, self.mean, recent, self.weight, scores)
+            share_out(lambda first, last: _measure(first, last, *arguments), len(slots), 4 * embeddings.size)
         return scores
 
 
 # Sums may be reordered into vectors; a row's sums are the same whatever the other rows.
-@numba.njit(cache=True, nogil=True, parallel=True, fastmath={"reassoc", "contract"}, error_model="numpy")
-def _measure(slots: Any, embeddings: Any, mean: Any, recent: Any, weight: Any, scores: Any) -> None:
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")
+def _measure(
+    first: Any, last: Any, slots: Any, embeddings: Any, mean: Any, recent: Any, weight: Any, scores: Any
+) -> None:
     dim = embeddings.shape[1]
-    for row in numba.prange(len(slots)):
+    for row in range(first, last):
         embedding, past = embeddings[row], recent[slots[row]]
         size, length, dot = np.float32(0), np.float32(0), np.float32(0)
         for d in range(dim):

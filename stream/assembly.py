@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numba
 import torch
 
 from memory.backbones import Backbone, load_backbone
@@ -85,7 +84,6 @@ def set_threads(threads: int | None) -> None:
     """Bound the threads of compiled code and matrix products."""
     if threads is not None:
         torch.set_num_threads(threads)
-        numba.set_num_threads(min(threads, numba.get_num_threads()))
 
 
 def build_engine(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from memory.backbones.backbone import Backbone, Encoded, Ids
-from memory.threads import threads_for
+from memory.threads import share_out
 
 
 class HashingBackbone(Backbone):
@@ -67,8 +67,11 @@ class HashingBackbone(Backbone):
         """Look each id's signs up by computing them."""
         embedding = np.empty((len(offsets) - 1, self.dim), np.float32)
         hidden = np.empty((len(ids) if want_hidden else 0, self.dim), np.float32)
-        with threads_for(len(ids) * self.dim):
-            _signs(ids, offsets, hidden, embedding)
+        share_out(
+            lambda first, last: _signs(first, last, ids, offsets, hidden, embedding),
+            len(embedding),
+            len(ids) * self.dim,
+        )
         return Encoded(torch.from_numpy(embedding), torch.from_numpy(hidden) if want_hidden else None)
 
 
@@ -100,11 +103,13 @@ def _split(text: Any, ends: Any, ids: Any, counts: Any) -> None:
         counts[g] = found - first
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _signs(ids: Any, offsets: Any, hidden: npt.NDArray[np.float32], embedding: npt.NDArray[np.float32]) -> None:
-    segments, dim = embedding.shape
+@numba.njit(cache=True, nogil=True)
+def _signs(
+    first: Any, last: Any, ids: Any, offsets: Any, hidden: npt.NDArray[np.float32], embedding: npt.NDArray[np.float32]
+) -> None:
+    dim = embedding.shape[1]
     unit = np.float32(1 / np.sqrt(dim))
-    for g in numba.prange(segments):
+    for g in range(first, last):
         counts = np.zeros(dim, np.int32)
         for t in range(offsets[g], offsets[g + 1]):
             seed = np.uint64(ids[t])
