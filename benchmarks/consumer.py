@@ -2,9 +2,9 @@
 
     python -m benchmarks.consumer [--quick] [--json FILE] [--only throughput|minilm|memory]
 
-Everything is on: parsing, the reader's thread, scan, all signals, detectors (our own and river's), a policy, the JSONL sink, dead
-letters, SQLite checkpoints, the HTTP server. Speeds are of this machine at this moment; shares and ratios are
-within one run.
+Everything is on: parsing, the reader's thread, scan, all signals, detectors (our own and river's), a policy, the JSONL
+sink, dead letters, SQLite checkpoints, the HTTP server. Speeds are of this machine at this moment; shares and ratios
+are within one run.
 """
 
 from __future__ import annotations

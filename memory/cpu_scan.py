@@ -5,16 +5,14 @@ from the same pass. Compiled code is cached on disk beside this file (or where N
 start of a new version compiles.
 
 The units are shared out in a few pieces of like work, taken from a common list by the caller's thread and by helper
-threads, `torch.get_num_threads()` in all. A unit is computed by one thread from its own inputs, so its bits depend
+threads, `memory.threads.threads()` in all. A unit is computed by one thread from its own inputs, so its bits depend
 neither on the number of threads nor on who took it. Any number of Python threads may scan at once (different states).
 """
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -27,11 +25,10 @@ import torch
 
 from memory import vector_step
 from memory.scan import ScanInputs, ScanResult
+from memory.threads import PIECES, run_pieces, threads_for
 from memory.vector_step import measure, scratch, token_step, turn
 
 LANE_COST = 4  # what a lane costs before its first token (its state in and out), in tokens
-SHARE_FROM = 400_000  # multiply-adds that are worth waking another thread for (about 20 µs of one core)
-PIECES = 4  # for each thread: a thread held up by other work leaves the rest of the list to the others
 
 
 def cpu_scan(inputs: ScanInputs) -> ScanResult:
@@ -96,21 +93,8 @@ def _share_out(run: Callable[[int, int], None], inputs: ScanInputs) -> None:
     heads, rank = inputs.states.shape[1:3]
     units = len(inputs.slots) * heads
     work = (inputs.rows + LANE_COST * len(inputs.slots)) * heads * 3 * rank * rank
-    threads = min(torch.get_num_threads(), units, work // SHARE_FROM)
-    if threads < 2:
-        run(0, units)
-        return
-    pieces = iter(_pieces(inputs, heads, threads * PIECES))  # a list iterator: two threads never get the same piece
-
-    def take() -> None:
-        for first, last in pieces:
-            run(first, last)
-
-    helpers = [_pool().submit(take) for _ in range(threads - 1)]
-    take()
-    for helper in helpers:
-        if not helper.cancel():  # one that has not begun by now has nothing left to do
-            helper.result()
+    count = threads_for(work, units)
+    run_pieces(run, _pieces(inputs, heads, count * PIECES) if count > 1 else [(0, units)], count)
 
 
 def _pieces(inputs: ScanInputs, heads: int, pieces: int) -> list[tuple[int, int]]:
@@ -125,14 +109,6 @@ def _pieces(inputs: ScanInputs, heads: int, pieces: int) -> list[tuple[int, int]
         np.concatenate([[0], lane * heads + np.rint(head).astype(np.int64), [len(lanes) * heads]])
     ).tolist()
     return list(pairwise(cuts))
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="ebbtide-scan")
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # the helper threads stay behind in the parent
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -4,8 +4,8 @@
     └── ConfigurationError      what was asked for cannot be done as asked; exit code 2, nothing was changed
         └── StateMismatchError  a stored state, or a snapshot, is of another shape, version or making
 
-Wrong arguments to a function are `ValueError` or `TypeError`, as everywhere. A message says what was expected, what came,
-and the likely slip, on one line.
+Wrong arguments to a function are `ValueError` or `TypeError`, as everywhere. A message says what was expected, what
+came, and the likely slip, on one line.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def probe_errors(
 
 
 # Sums may be reordered into vectors, in the same way whatever the other lanes. The bounds are deliberately no
-# constants: with a small constant rank the compiler unrolls the inner loop into scalars, which takes four times as long.
+# constants: with a small constant rank the compiler unrolls the inner loop into scalars, which takes four times as
+# long.
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")
 def _errors(first: Any, last: Any, states: Any, slots: Any, keys: Any, values: Any, errors: Any) -> None:
     _, pairs, heads, rank = keys.shape

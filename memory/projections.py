@@ -6,8 +6,8 @@ One seeded matrix with orthonormal rows gives every head its key and value direc
 
 The query map is the key map: nothing was trained that could bring two different ones together, and what was said in
 similar words should be found again. Rows of P_k and P_v are orthogonal to each other, so that as little as possible
-of the value can be guessed from the key by a fixed linear map. μ is the backbone's mean hidden state (zero for hashing): without
-it, all of a transformer's hidden states point the same way.
+of the value can be guessed from the key by a fixed linear map. μ is the backbone's mean hidden state (zero for
+hashing): without it, all of a transformer's hidden states point the same way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ FEWEST_ROWS = 16
 
 @dataclass(frozen=True, slots=True)
 class Projected:
-    """M rows of hidden states as the scan takes them: q, k, v `[M, H, R]`, beta and lam `[M, H, R]`; lam may be None."""
+    """M rows of hidden states as the scan takes them: q, k, v `[M, H, R]`, beta and lam `[M, H, R]`; lam may be
+    None."""
 
     q: Tensor
     k: Tensor

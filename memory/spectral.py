@@ -41,7 +41,8 @@ def largest_singular_value(
 
     References
     ----------
-    Miyato, Kataoka, Koyama, Yoshida: Spectral normalization for generative adversarial networks, ICLR 2018, section 2.1.
+    Miyato, Kataoka, Koyama, Yoshida: Spectral normalization for generative adversarial networks, ICLR 2018, section
+    2.1.
 
     Examples
     --------

@@ -2,8 +2,8 @@
 
 A lane is resident (in a slot of `states`), spilled (a record in host memory), or stored (a record that the store brings
 back). Records go to the store only through `records` and `committed`, which the caller wraps in its own transaction: a
-lane never reaches the store ahead of the input position that it belongs to. Until then a spilled lane that changed stays in
-host memory, and `wants_commit` says when there are too many of them.
+lane never reaches the store ahead of the input position that it belongs to. Until then a spilled lane that changed
+stays in host memory, and `wants_commit` says when there are too many of them.
 """
 
 from __future__ import annotations
@@ -217,7 +217,8 @@ class StatePool:
         self._spilled.clear()
 
     def slots(self) -> dict[str, int]:
-        """Return the resident lanes and their slots, the least recently used first: a copy, safe to take in any thread."""
+        """Return the resident lanes and their slots, the least recently used first: a copy, safe to take in any
+        thread."""
         return dict(self._slots)
 
     def take_moves(self) -> dict[str, int]:

@@ -39,10 +39,10 @@ class Retrieval:
 class RetrievalErrorMonitor:
     """A bounded set of remembered (key, value) pairs of each lane, and the state's error on them.
 
-    Which pairs: segment n of a lane (n = 1, 2, …) goes to level min(number of trailing zero bits of n, `levels` − 1), and
-    each level keeps its last two. Level l is reached every 2^(l+1) segments (the top one every 2^l), so its two probes are at
-    most 2^(l+2) segments old, and at least one is older than 2^l once the stream is: every age up to 2^`levels` has a
-    probe within a factor of 4 of it. No randomness, no search, and the same probes whatever the batch.
+    Which pairs: segment n of a lane (n = 1, 2, …) goes to level min(number of trailing zero bits of n, `levels` − 1),
+    and each level keeps its last two. Level l is reached every 2^(l+1) segments (the top one every 2^l), so its two
+    probes are at most 2^(l+2) segments old, and at least one is older than 2^l once the stream is: every age up to
+    2^`levels` has a probe within a factor of 4 of it. No randomness, no search, and the same probes whatever the batch.
 
     Parameters
     ----------

@@ -18,7 +18,8 @@ class StateNormMonitor:
 
     `state_norm` is ‖S‖_F over all layers and heads of the lane. `stable_rank` is ‖S‖²_F / σ₁², the mean over
     heads: between 1 (one association) and R (all directions equally in use); 0 for a state of zeros. Since σ₁ is
-    followed by power iteration from below (`memory.spectral`), the stable rank errs on the high side, and is cut off at R.
+    followed by power iteration from below (`memory.spectral`), the stable rank errs on the high side, and is cut off at
+    R.
 
     Parameters
     ----------

@@ -80,12 +80,6 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def set_threads(threads: int | None) -> None:
-    """Bound the threads of compiled code and matrix products."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
 def build_engine(
     settings: RunSettings, fetch: Callable[[Sequence[str]], Mapping[str, LaneRecord]] | None = None
 ) -> Engine:

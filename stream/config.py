@@ -1,7 +1,7 @@
 """The settings of a run, and where each value came from.
 
-Four layers, the later one wins: the default, the configuration file (YAML), the environment (`EBBTIDE_…`), the command line.
-A key that nobody knows is an error in each of them: a misspelt option that is silently dropped is the worst kind.
+Four layers, the later one wins: the default, the configuration file (YAML), the environment (`EBBTIDE_…`), the command
+line. A key that nobody knows is an error in each of them: a misspelt option, silently dropped, is the worst kind.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     source → reader → micro-batch → engine → sink, dead letters, metrics → commit
 
 The loop owns everything but the reader's thread and the HTTP thread. What has been processed counts only when a
-checkpoint is committed: the sink and the dead letters are flushed, then lanes, positions, their lengths and the counters go into
-one transaction. A restart takes the last checkpoint, cuts the files back to it and reads on from there.
+checkpoint is committed: the sink and the dead letters are flushed, then lanes, positions, their lengths and the
+counters go into one transaction. A restart takes the last checkpoint, cuts the files back to it and reads on from
+there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One micro-batch through the memory: encode, project, scan, measure, decide, act.
 
-Nothing here reads input, writes output or keeps time except to say where it went: the engine is a function of the lanes and
-of the events, and gives the same bits for the same events however they are cut into batches.
+Nothing here reads input, writes output or keeps time except to say where it went: the engine is a function of the
+lanes and of the events, and gives the same bits for the same events however they are cut into batches.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from memory.lane_state import Column, Columns, LaneState, Slots
 from memory.projections import Projected, Projections
 from memory.scan import ScanResult, scan
 from memory.state_pool import LaneRecord, StatePool
+from memory.threads import torch_threads
 from monitors.detectors.detector import Detector
 from monitors.observations import SIGNALS, Flags, Floats, Observations
 from monitors.policies.policy import Actions, Policy
@@ -93,11 +94,17 @@ class Writes:
         `[n + 1]` int64: event i writes the rows `bounds[i]:bounds[i + 1]`.
     sound
         `[M]` bool: rows without a non-finite number, the others are not written; None if all are sound.
+    pairs
+        Keys and values on the host, `[M, H, R]`.
     """
 
     rows: Projected
     bounds: npt.NDArray[np.int64]
     sound: Tensor | None
+    pairs: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pairs", (self.rows.k.cpu().numpy(), self.rows.v.cpu().numpy()))
 
 
 class Engine:
@@ -173,6 +180,11 @@ class Engine:
 
     def process(self, events: Sequence[Event], ids: Sequence[Ids]) -> Outcome:
         """Take in n events, in order; an event's tokens are `ids[i]`, `[length]` int64."""
+        # Many small operations: waking torch's threads for each would cost more than they do.
+        with torch_threads(1):
+            return self._process(events, ids)
+
+    def _process(self, events: Sequence[Event], ids: Sequence[Ids]) -> Outcome:
         n = len(events)
         lengths = np.fromiter((len(row) for row in ids), np.int64, n)
         outcome = Outcome(events, np.zeros(n, np.int64), lengths, {}, {}, Actions.keep(n))
@@ -189,10 +201,12 @@ class Engine:
             else:  # one row an event; an event without tokens has nothing to write
                 some = torch.from_numpy(lengths > 0).to(encoded.embedding.device)
                 rows, bounds = encoded.embedding[some], np.concatenate([[0], np.cumsum(lengths > 0)])
-            finite = torch.isfinite(rows)
-            sound = finite.all(dim=1)
-            outcome.nonfinite = int(finite.numel() - finite.sum())
-            writes = Writes(self.project(rows), bounds, None if outcome.nonfinite == 0 else sound)
+            sound = None
+            if not bool(torch.isfinite(rows.sum())):  # rare: only then look at each number
+                finite = torch.isfinite(rows)
+                outcome.nonfinite = int(finite.numel() - finite.sum())
+                sound = finite.all(dim=1) if outcome.nonfinite else None
+            writes = Writes(self.project(rows), bounds, sound)
         with self._stage(spent, "pool"):
             names = list(dict.fromkeys(event.stream for event in events))
             by_name = dict(zip(names, self.pool.acquire(names).tolist(), strict=True))
@@ -261,8 +275,8 @@ class Engine:
             sound = writes.sound.cpu().numpy()[row]
             slots, row = slots[sound], row[sound]
         if len(slots):
-            at = torch.from_numpy(row).to(writes.rows.k.device)
-            self.retrieval.remember(slots, writes.rows.k[at].cpu().numpy(), writes.rows.v[at].cpu().numpy())
+            keys, values = writes.pairs
+            self.retrieval.remember(slots, keys[row], values[row])
 
     def _act(self, states: Tensor, slots: Slots, index: Slots, actions: Actions, writes: Writes) -> None:
         """Scale what the lanes held before this event, and keep what the event itself wrote.

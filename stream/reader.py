@@ -18,8 +18,8 @@ from stream.sources.source import Chunk, EndOfInput, Source
 class Reader:
     """Reads, parses and tokenises ahead of the loop, at most `depth` chunks.
 
-    Life: `start()` once; `receive(timeout)` from the loop; `stop()` to end early: the source is closed, and what was read
-    already can still be received. An error in the thread is raised by `receive`, after all that came before it.
+    Life: `start()` once; `receive(timeout)` from the loop; `stop()` to end early: the source is closed, and what was
+    read already can still be received. An error in the thread is raised by `receive`, after all that came before it.
 
     Parameters
     ----------

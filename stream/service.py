@@ -27,8 +27,8 @@ STALL = 60.0
 class ConsumerService:
     """The consumer as the HTTP server sees it (`stream.http.Service`).
 
-    The loop's arrays are read while it writes them: a number may be of one event and its neighbour of the next, and each
-    by itself is right.
+    The loop's arrays are read while it writes them: a number may be of one event and its neighbour of the next, and
+    each by itself is right.
 
     Parameters
     ----------

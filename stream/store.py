@@ -1,7 +1,7 @@
 """The state store: everything that a run needs to go on, in one transaction.
 
-A checkpoint holds the lanes that changed, each partition's position, the marks of the sink and of the dead-letter file, and
-the counters, and it is either all there or not at all. SQLite by default; the schema is plain, so that
+A checkpoint holds the lanes that changed, each partition's position, the marks of the sink and of the dead-letter
+file, and the counters, and it is either all there or not at all. SQLite by default; the schema is plain, so that
 another database is a URL away.
 
     run         one row a fact: schema version, and the settings that stored states depend on

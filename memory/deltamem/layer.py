@@ -138,7 +138,8 @@ class MemoryLayer(nn.Module):
         if config.normalize_qk:
             q, k = (F.normalize(torch.tanh(part), dim=-1, eps=1e-6) for part in (q, k))
         gates = torch.sigmoid(packed[:, 3 * width :] + self.gate_bias).split(self.gates, dim=1)
-        spread = [gate.reshape(len(packed), config.num_state_heads, -1).expand(shape) for gate in gates]
+        a_head = (len(packed), config.num_state_heads, self.gates // config.num_state_heads)
+        spread = [gate.reshape(a_head).expand(shape) for gate in gates]
         return Projected(q, k, v, spread[0], spread[1] if config.uses_lambda else None)
 
     def factor(self, head: str) -> Tensor | float:

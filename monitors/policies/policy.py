@@ -58,8 +58,8 @@ class Policy(BaseModel, ABC):
 
     Like a detector, a policy object holds settings only (it *is* the YAML file); what it remembers of each lane lives
     in `Columns`. `decide` is a pure function of the observations and of those columns. It sees events up to this one
-    and acts on what the lane held *before* this one: the segment just written is kept whole, since it may be the first of
-    a new topic.
+    and acts on what the lane held *before* this one: the segment just written is kept whole, since it may be the first
+    of a new topic.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

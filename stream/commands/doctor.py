@@ -8,14 +8,13 @@ import typer
 
 
 def doctor() -> None:
-    """Say which device, kernels and backbones can be used, and why not; then test that results are right and repeatable.
+    """Say which device, kernels and backbones can be used, and why not; then test that results are right.
 
     Exit code 0 if the self-test passes, 1 if not.
     """
     import platform
     from importlib.metadata import version
 
-    import numba
     import torch
     from rich import box
     from rich.console import Console
@@ -23,6 +22,7 @@ def doctor() -> None:
     from rich.text import Text
 
     from memory.scan import FORMS, scan_support
+    from memory.threads import threads
 
     console = Console()
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
@@ -39,7 +39,7 @@ def doctor() -> None:
         "device",
         torch.cuda.get_device_name() if device == "cuda" else f"cpu: {platform.processor() or platform.machine()}",
     )
-    row("threads", f"torch {torch.get_num_threads()}, numba {numba.get_num_threads()}")
+    row("threads", str(threads()))
     for form in FORMS[1:]:
         able, reason = scan_support(form, device)
         row(f"scan: {form}", "can run" if able else f"cannot run: {reason}")

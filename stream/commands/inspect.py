@@ -18,7 +18,7 @@ def inspect(
     ] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Most streams shown in the table")] = 50,
 ) -> None:
-    """Show what is stored: streams, offsets, norms; or one stream in detail. Reads only, also beside a running consumer."""
+    """Show what is stored: streams, offsets, norms; or one stream in detail. It only reads: a run may go on."""
     from memory.errors import ConfigurationError
     from stream.store import StateStore
 

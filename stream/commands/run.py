@@ -38,11 +38,12 @@ def run(
 
     set_up_logs(settings.log_format, settings.log_level)
 
-    from stream.assembly import set_threads
+    from memory.threads import set_threads
     from stream.consumer import Consumer
     from stream.summary import print_summary
 
-    set_threads(settings.threads)
+    if settings.threads is not None:
+        set_threads(settings.threads)
     with ExitStack() as stack:
         server = _listen(settings, stack)
         consumer = Consumer(settings)
@@ -72,7 +73,8 @@ def _listen(settings: RunSettings, stack: ExitStack) -> Callable[[Consumer], Non
 
 @contextmanager
 def _stopped_by_signals(consumer: Consumer) -> Iterator[None]:
-    """Stop the consumer on SIGTERM and SIGINT; on a second one, end the process at once (as a crash would: nothing is lost)."""
+    """Stop the consumer on SIGTERM and SIGINT; on a second one, end the process at once: as in a crash, nothing is
+    lost."""
     import os
 
     told = False

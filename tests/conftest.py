@@ -1,0 +1,10 @@
+"""Set before anything imports Triton: without a GPU its kernels run in its interpreter, on the host."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
