@@ -1,9 +1,10 @@
 """What a state still gives back for the pairs that it was taught, beside pairs that it never saw.
 
-Words used here. A *pair* is the key and the value of one written row; two rows with the same bits are the same pair, and a pair
-is as old as its last writing. *Past* pairs were written and not written again since. *Later* pairs (this conversation, after the
-checkpoint) and pairs from *elsewhere* (another conversation) were never written: they are the controls. What a state returns for
-those comes from the map between keys and values in general, not from memory; retention is what past pairs have over them.
+Words used here. A *pair* is the key and the value of one written row; two rows with the same bits are the same pair,
+and a pair is as old as its last writing. *Past* pairs were written and not written again since. *Later* pairs (this
+conversation, after the checkpoint) and pairs from *elsewhere* (another conversation) were never written: they are the
+controls. What a state returns for those comes from the map between keys and values in general, not from memory;
+retention is what past pairs have over them.
 """
 
 from __future__ import annotations
@@ -117,8 +118,8 @@ def ask(states: Tensor, keys: Tensor, values: Tensor, choices: Tensor) -> Tensor
     Returns
     -------
     Tensor
-        `[3, P, B, H]`: the cosine of read and own value, 0 where the read is zero; the relative error ‖S k − v‖ / ‖v‖; and
-        1 where the read is nearer (by cosine) to its own value than to all others, else 0.
+        `[3, P, B, H]`: the cosine of read and own value, 0 where the read is zero; the relative error ‖S k − v‖ / ‖v‖;
+        and 1 where the read is nearer (by cosine) to its own value than to all others, else 0.
 
     Examples
     --------
@@ -142,7 +143,7 @@ def ask(states: Tensor, keys: Tensor, values: Tensor, choices: Tensor) -> Tensor
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over checkpoints. A bucket's controls are those of the checkpoints at which it was measured, with its weights.
+    """Sums over checkpoints. A bucket's controls are those of the checkpoints that measured it, with its weights.
 
     Attributes
     ----------
@@ -233,11 +234,11 @@ def questions(asks: Sequence[Pairs], number: int, messages: int, rng: np.random.
     Returns
     -------
     list
-        For each of `KINDS`; None where there are not enough pairs to choose from. Past pairs come youngest last, at most
-        `PROBES` from each age bucket; both controls are `CHOICES` pairs, each against the others.
+        For each of `KINDS`; None where there are too few pairs to choose from. Past pairs: at most `PROBES` from each
+        age bucket; both controls: `CHOICES` pairs, each against the others.
     """
     own = asks[number]
-    elsewhere = asks[(number + 1 + messages % (len(asks) - 1)) % len(asks)]
+    elsewhere = asks[(number + 1 + int(rng.integers(len(asks) - 1))) % len(asks)]
     past = own.past(messages)
     ages = messages - 1 - own.message[past]
     asked = [spread_out(np.flatnonzero((low <= ages) & (ages <= high)), PROBES) for low, high in reversed(AGES)]
@@ -271,10 +272,10 @@ def follow(
     asks
         Name → the pairs of every conversation: what is asked for (messages, tokens).
     heads
-        The rule's mode → for each setting of its gates, for each seed: the projections. The seeds' keys and values must be the
-        same in all settings.
+        The rule's mode → for each setting of its gates, for each seed: the projections. The seeds' keys and values must
+        be the same in all settings.
     every, warm_up
-        Ask after the first `warm_up` messages, and then after each `every` more, as long as `CHOICES` messages are left.
+        Ask after the first `warm_up` messages, and then after each `every` more, while `CHOICES` messages are left.
 
     Returns
     -------

@@ -36,11 +36,11 @@ def chunk_scan(inputs: ScanInputs) -> ScanResult:
     """Run the scan chunk by chunk. Arguments and result as in `memory.scan`; differentiable."""
     S = inputs.states[torch.from_numpy(inputs.slots).to(inputs.states.device)]
     heads, rank = S.shape[1:3]
-    cut = _Cut.of(inputs)
+    cut = Cut.of(inputs)
     if not cut.active:
         reads, write_error = S.new_zeros(0, heads, rank), S.new_zeros(0, heads)
     else:
-        terms = _Terms.of(inputs, cut)
+        terms = Terms.of(inputs, cut)
         before, changes, S = _walk(terms, S, cut, inputs.needs_grad)
         reads, write_error = _outputs(terms, before, changes, cut, inputs)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def chunk_scan(inputs: ScanInputs) -> ScanResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
+class Cut:
     """The lanes cut into P chunks: first the first chunk of every lane (the longest lane first), then the second, …
 
     Attributes
@@ -79,7 +79,7 @@ class _Cut:
     place: Tensor
 
     @classmethod
-    def of(cls, inputs: ScanInputs) -> _Cut:
+    def of(cls, inputs: ScanInputs) -> Cut:
         device = inputs.states.device
         order = np.argsort(-inputs.lengths, kind="stable")
         lengths, starts, outs = inputs.lengths[order], inputs.starts[order], inputs.lane_offsets[:-1][order]
@@ -98,7 +98,7 @@ class _Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class _Terms:
+class Terms:
     """What of the chunks does not depend on the states: `[P, H, C, R]` by token, or with row i first `[P, H, R, …]`.
 
     Attributes
@@ -130,7 +130,7 @@ class _Terms:
     closed: Tensor
 
     @classmethod
-    def of(cls, inputs: ScanInputs, cut: _Cut) -> _Terms:
+    def of(cls, inputs: ScanInputs, cut: Cut) -> Terms:
         gates = coefficients(inputs.mode, inputs.beta, inputs.lam)
         on = cut.on[:, None, :, None]  # [P, 1, C, 1]
 
@@ -182,7 +182,7 @@ def _below(square: Tensor) -> Tensor:
     return torch.where(index[:, None] > index, square, torch.zeros_like(square))
 
 
-def _walk(terms: _Terms, S: Tensor, cut: _Cut, needs_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _walk(terms: Terms, S: Tensor, cut: Cut, needs_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Go from chunk to chunk.
 
     Returns
@@ -196,7 +196,7 @@ def _walk(terms: _Terms, S: Tensor, cut: _Cut, needs_grad: bool) -> tuple[Tensor
     return before, changes, S[back]
 
 
-def torch_walk(terms: _Terms, S: Tensor, active: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def torch_walk(terms: Terms, S: Tensor, active: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Walk the states S `[N, H, R, R]`, the longest lane first, `active` lanes at each chunk number; differentiable."""
     before, changes, first = [], [], 0
     for count in active:
@@ -212,7 +212,7 @@ def torch_walk(terms: _Terms, S: Tensor, active: list[int]) -> tuple[Tensor, Ten
     return torch.cat(before), torch.cat(changes), S
 
 
-def kernel_walk(terms: _Terms, S: Tensor, active: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def kernel_walk(terms: Terms, S: Tensor, active: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """The same by one launch of a Triton kernel; not differentiable."""
     from memory.triton_walk import ROWS, walk_kernel
 
@@ -231,7 +231,7 @@ def kernel_walk(terms: _Terms, S: Tensor, active: list[int]) -> tuple[Tensor, Te
     return before, changes, S
 
 
-def _outputs(terms: _Terms, before: Tensor, changes: Tensor, cut: _Cut, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+def _outputs(terms: Terms, before: Tensor, changes: Tensor, cut: Cut, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """Return reads `[M, H, R]` and write errors `[M, H]` from the states before each chunk and the changes within."""
 
     def times_state(vectors: Tensor) -> Tensor:

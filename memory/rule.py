@@ -18,9 +18,10 @@ Reads come before the write: r = S q. A row with β = 0 and keep = 1 is left alo
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Mode(IntEnum):
@@ -81,7 +82,7 @@ def coefficients(mode: Mode, beta: Tensor, lam: Tensor | None) -> tuple[Tensor, 
     if mode is Mode.COUPLED:
         return 1 - beta, beta, beta
     if mode is Mode.PLAIN:
-        return torch.ones_like(beta), beta, beta
+        return beta.new_ones(beta.shape), beta, beta
     if lam is None:
         if mode is Mode.GATED:
             raise ValueError("mode 'gated' needs lam: the retention gate of each row")

@@ -1,7 +1,8 @@
 """A file that only grows, and that a checkpoint can cut back to.
 
 What the consumer writes for others (records, dead letters) must agree with its checkpoint after a crash at any
-instant. So the file's length in bytes is part of the checkpoint, and a restart cuts off what came after it.
+instant. So the file's length in bytes is part of the checkpoint, and a restart cuts off what came after it. Beside the
+length stands what tells this file from another: cutting the wrong one would destroy what somebody else wrote.
 """
 
 from __future__ import annotations
@@ -11,21 +12,25 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
+from zlib import crc32
 
 from memory.errors import ConfigurationError
 
 _BUFFER = 1024 * 1024
 
+_TAIL = 4096
+"""Bytes before the end by which a file is known again."""
+
 
 class AppendFile:
     """A file for whole lines, appended to by one process at a time. Its life:
 
-    1. ``open(None)`` for a fresh start, or ``open(length)`` to go on from a checkpoint. A fresh start stores a
-       checkpoint with length 0 before anything else: killed before its first one, a run would find its own file and
+    1. ``open(None)`` for a fresh start, or ``open(length, identity)`` to go on from a checkpoint. A fresh start stores
+       a checkpoint with length 0 before anything else: killed before its first one, a run would find its own file and
        refuse it.
     2. ``append(data)`` any number of times. Data may wait in memory, and no error comes from here.
-    3. ``flush()`` before each checkpoint, which stores the length it returns. A full disk raises `OSError` here and
-       loses nothing: what could not be written is kept, and ``flush`` may be tried again when there is room. After a
+    3. ``flush()`` before each checkpoint, which stores the length it returns, and ``identity``. A full disk raises
+       `OSError` here and loses nothing: what could not be written is kept, to be flushed when there is room. After a
        failed ``fsync`` nobody can tell what is on the disk, so every later call raises: only a restart, which cuts back
        to the checkpoint, is safe.
     4. ``close()``, which does not flush: what no checkpoint knows of would be cut off anyway.
@@ -41,9 +46,10 @@ class AppendFile:
     >>> file.append(b"one\\n")
     >>> file.flush()
     4
+    >>> identity = file.identity
     >>> file.append(b"lost in a crash\\n")
     >>> file.close()
-    >>> file.open(4)
+    >>> file.open(4, identity)
     >>> file.append(b"two\\n")
     >>> file.flush()
     8
@@ -59,13 +65,15 @@ class AppendFile:
         self._waiting = bytearray()
         self._failed = False
 
-    def open(self, length: int | None) -> None:
+    def open(self, length: int | None, identity: str = "") -> None:
         """Open the file, made if need be.
 
         Parameters
         ----------
         length
             `None`: begin; the file must not hold anything. Otherwise go on: the file is cut to this many bytes.
+        identity
+            What `identity` was when the file had that length; empty if nobody knows.
 
         Raises
         ------
@@ -77,7 +85,7 @@ class AppendFile:
         fd = self._open_fd(length)
         try:
             self._lock(fd)
-            self._cut(fd, length)
+            self._cut(fd, length, identity)
         except BaseException:
             os.close(fd)
             raise
@@ -121,9 +129,9 @@ class AppendFile:
         except OSError:
             pass  # some network file systems have no locks; the lease on the state guards there
 
-    def _cut(self, fd: int, length: int | None) -> None:
+    def _cut(self, fd: int, length: int | None, identity: str) -> None:
         size = os.fstat(fd).st_size
-        if length is None:
+        if not length and (length is None or identity not in ("", _identity(fd, 0))):
             if size:
                 raise ConfigurationError(
                     f"{self.path}: expected a new or empty file for a fresh start, got one of {size} bytes; "
@@ -139,6 +147,11 @@ class AppendFile:
                 f"{self.path}: expected a line to end at byte {length}, where the stored state left off, "
                 "got the middle of one; this is another file than the one written before"
             )
+        elif length and identity not in ("", _identity(fd, length)):
+            raise ConfigurationError(
+                f"{self.path}: expected the {length} bytes that the stored state goes with, got other ones; this is "
+                "another file than the one written before"
+            )
         elif size > length:
             os.ftruncate(fd, length)
         os.fsync(fd)
@@ -147,6 +160,11 @@ class AppendFile:
             os.fsync(folder)  # without it a power cut may take a new file's name away
         finally:
             os.close(folder)
+
+    @property
+    def identity(self) -> str:
+        """What tells the file, as it was flushed, from another: to be stored beside its length, and given to `open`."""
+        return _identity(self._fd, self._written)
 
     @property
     def length(self) -> int:
@@ -191,3 +209,11 @@ class AppendFile:
                 count = os.write(self._fd, view)
             self._written += count
             del self._waiting[:count]
+
+
+def _identity(fd: int, length: int) -> str:
+    """Tell a file of at least `length` bytes by what stands before that length; an empty one by its inode."""
+    if length:
+        return f"crc32:{crc32(os.pread(fd, min(length, _TAIL), max(0, length - _TAIL))):08x}"
+    status = os.fstat(fd)
+    return f"inode:{status.st_dev}:{status.st_ino}"

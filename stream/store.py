@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import sqlalchemy as sql
@@ -49,7 +49,11 @@ _partitions = sql.Table(
     "partitions", _tables, sql.Column("partition", sql.Text, primary_key=True), sql.Column("position", sql.Text)
 )
 _marks = sql.Table(
-    "marks", _tables, sql.Column("output", sql.Text, primary_key=True), sql.Column("mark", sql.BigInteger)
+    "marks",
+    _tables,
+    sql.Column("output", sql.Text, primary_key=True),
+    sql.Column("mark", sql.BigInteger),
+    sql.Column("identity", sql.Text),
 )
 _counters = sql.Table(
     "counters", _tables, sql.Column("id", sql.Integer, primary_key=True), sql.Column("values", sql.Text)
@@ -63,6 +67,13 @@ class FencedError(EbbtideError):
     """Another consumer has taken this store over; this one must not write again."""
 
 
+class OutputMark(NamedTuple):
+    """Up to where an output belongs to a checkpoint, and what tells that output from another one."""
+
+    mark: int
+    identity: str = ""
+
+
 @dataclass(slots=True)
 class Checkpoint:
     """What a run goes on from, lanes excepted: those are fetched when their streams come up.
@@ -72,13 +83,13 @@ class Checkpoint:
     positions
         Partition → where to go on.
     marks
-        Output → mark.
+        Output → its mark.
     counters
         What `Metrics.persistent` gave.
     """
 
     positions: dict[str, Position] = field(default_factory=dict)
-    marks: dict[str, int] = field(default_factory=dict)
+    marks: dict[str, OutputMark] = field(default_factory=dict)
     counters: dict[str, Any] = field(default_factory=dict)
 
 
@@ -105,24 +116,40 @@ class StateStore:
     """
 
     def __init__(self, url: str, *, create: bool = True):
-        self.url = url
         self._epoch = 0
         self._lock: int | None = None
-        self._file = _sqlite_path(url)
-        if self._file is not None:
-            if not create and not self._file.exists():
-                raise ConfigurationError(f"--state {url}: there is no file {self._file}")
-            if create:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._database = _connect(url)
+        self.url = self._database.url.render_as_string(hide_password=True)
+        self._file = None if self._database.dialect.name != "sqlite" else self._path(create)
         try:
             with self._database.begin() as connection:
                 self._check_version(connection, create)
         except sql.exc.SQLAlchemyError as error:
+            self.close()
             raise ConfigurationError(
-                f"--state {url}: cannot be opened as a state store: {_first_line(error)}"
+                f"--state {self.url}: cannot be opened as a state store: {_first_line(error)}"
             ) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _path(self, create: bool) -> Path:
+        """Return the path of an SQLite store, the file made if need be and asked for."""
+        name = self._database.url.database
+        if name in (None, "", ":memory:"):
+            raise ConfigurationError(f"--state {self.url}: expected a file, such as sqlite:///run/state.db, got none")
+        path = Path(name)
+        try:
+            if create:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            elif not path.exists():
+                raise ConfigurationError(f"--state {self.url}: there is no file {path}")
+        except OSError as error:
+            raise ConfigurationError(
+                f"--state {self.url}: expected a file that can be written, got {error.strerror}: {error.filename}"
+            ) from None
+        return path
 
     def _check_version(self, connection: Connection, create: bool) -> None:
         names = set(sql.inspect(connection).get_table_names())
@@ -160,6 +187,7 @@ class StateStore:
             Another consumer is using the store on this machine.
         """
         self._take_lock()
+        self._log_ahead()
         with self._database.begin() as connection:
             stored = {}
             if connection.execute(sql.select(_counters.c.id)).first() is not None:  # there is a checkpoint
@@ -188,6 +216,15 @@ class StateStore:
                 f"--state {self.url}: another ebbtide run is using this store; stop it first, or give this one its own"
             ) from None
 
+    def _log_ahead(self) -> None:
+        """Have SQLite keep a write-ahead log: readers do not hold up commits then. The file remembers it."""
+        if self._file is not None:
+            connection = self._database.raw_connection()
+            try:
+                connection.cursor().execute("PRAGMA journal_mode=WAL")
+            finally:
+                connection.close()
+
     @property
     def settings(self) -> dict[str, str]:
         """The settings that the stored states depend on."""
@@ -204,7 +241,7 @@ class StateStore:
                     row.partition: Position.from_json(row.position)
                     for row in connection.execute(sql.select(_partitions))
                 },
-                {row.output: row.mark for row in connection.execute(sql.select(_marks))},
+                {row.output: OutputMark(row.mark, row.identity) for row in connection.execute(sql.select(_marks))},
                 json.loads(counters) if counters else {},
             )
 
@@ -239,7 +276,7 @@ class StateStore:
         self,
         lanes: Iterable[tuple[str, LaneRecord]],
         positions: Mapping[str, Position],
-        marks: Mapping[str, int],
+        marks: Mapping[str, OutputMark],
         counters: Mapping[str, Any],
     ) -> int:
         """Store a checkpoint: all of it, or, if this raises, nothing. Returns the number of lanes written.
@@ -248,7 +285,24 @@ class StateStore:
         ------
         FencedError
             Another consumer has claimed the store since.
+        EbbtideError
+            The database cannot store it, such as for want of room.
         """
+        try:
+            return self._commit(lanes, positions, marks, counters)
+        except sql.exc.SQLAlchemyError as error:
+            raise EbbtideError(
+                f"--state {self.url}: the checkpoint could not be stored: {_first_line(error)}; what was there before is "
+                "as it was, and the same command goes on from it"
+            ) from error
+
+    def _commit(
+        self,
+        lanes: Iterable[tuple[str, LaneRecord]],
+        positions: Mapping[str, Position],
+        marks: Mapping[str, OutputMark],
+        counters: Mapping[str, Any],
+    ) -> int:
         rows = [
             {
                 "lane": lane,
@@ -267,7 +321,9 @@ class StateStore:
             self._replace(connection, _lanes, _lanes.c.lane, rows)
             places = [{"partition": name, "position": place.to_json()} for name, place in positions.items()]
             self._replace(connection, _partitions, _partitions.c.partition, places)
-            marked = [{"output": name, "mark": mark} for name, mark in marks.items()]
+            # An output that this run leaves out has a gap from here on: its old mark must not pass for a place to go on.
+            connection.execute(_marks.delete().where(_marks.c.output.not_in(list(marks))))
+            marked = [{"output": name, "mark": mark, "identity": identity} for name, (mark, identity) in marks.items()]
             self._replace(connection, _marks, _marks.c.output, marked)
             values = json.dumps(counters, separators=(",", ":"))
             self._replace(connection, _counters, _counters.c.id, [{"id": 1, "values": values}])
@@ -311,16 +367,14 @@ def _connect(url: str) -> Engine:
 
         @sql.event.listens_for(database, "connect")
         def _set_up(connection: Any, _: Any) -> None:
-            # A write-ahead log, and a commit that is on the disk when it returns.
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
+            connection.isolation_level = None  # the driver begins no transactions: left to it, it makes tables outside one
+            connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
+
+        @sql.event.listens_for(database, "begin")
+        def _begin(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN")
 
     return database
-
-
-def _sqlite_path(url: str) -> Path | None:
-    prefix = "sqlite:///"
-    return Path(url[len(prefix) :]) if url.startswith(prefix) and len(url) > len(prefix) else None
 
 
 def _dialect_insert(dialect: str) -> Any:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memory.scan import ScanResult, scan
+from memory.rule import Mode
+from memory.scan import ScanInputs, ScanResult, _check, scan
 
 MODES = ("coupled", "decay_outside", "decay_free", "plain", "gated")
 """The modes, and `decay_free`: decay_outside with a λ of its own."""
@@ -84,10 +85,36 @@ class Batch:
         options: dict[str, Any] = {"mode": batch.mode, "token_mask": batch.token_mask} | changes
         return scan(states, *arguments, form=form, **options), states  # type: ignore[arg-type]
 
+    def inputs(self) -> ScanInputs:
+        """As the forms get them."""
+        arguments = (self.states, self.slots, self.segments, self.offsets, self.q, self.k, self.v, self.beta, self.lam)
+        return _check(*arguments, Mode.parse(self.mode), self.token_mask, True)
+
+    def cut(self, tokens: slice) -> Batch:
+        """Some tokens of a batch of one segment."""
+        taken = {name: getattr(self, name)[tokens] for name in ("q", "k", "v", "beta")}
+        lam = None if self.lam is None else self.lam[tokens]
+        mask = None if self.token_mask is None else self.token_mask[tokens]
+        return replace(self, offsets=torch.tensor([0, len(taken["q"])]), lam=lam, token_mask=mask, **taken)
+
     def lanes(self, chosen: Sequence[int]) -> Batch:
         """The same lanes' slots and segments, chosen and ordered."""
         index = torch.tensor(chosen, dtype=torch.int64)
         return replace(self, slots=self.slots[index], segments=self.segments[index])
+
+
+def gradients(batch: Batch, form: str, seed: int = 5) -> list[Tensor]:
+    """Of a random weighting of reads, write errors and final states: by states, q, k, v, beta and, if given, lam."""
+    leaves = [batch.states, batch.q, batch.k, batch.v, batch.beta, *([batch.lam] if batch.lam is not None else [])]
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    lanes = (batch.slots, batch.segments, batch.offsets)
+    result = scan(leaves[0], *lanes, *leaves[1:], mode=batch.mode, form=form, token_mask=batch.token_mask)  # type: ignore[misc, arg-type]
+    draw = torch.Generator().manual_seed(seed)
+    loss = batch.states.new_zeros(())
+    for output in (result.reads, result.write_error, result.final_states):
+        assert output is not None
+        loss = loss + (output * torch.randn(output.shape, generator=draw).to(output)).sum()
+    return list(torch.autograd.grad(loss, leaves))
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

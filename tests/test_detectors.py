@@ -35,7 +35,7 @@ from monitors.detectors import (
     parse_detector,
 )
 from monitors.detectors.river_codec import decode, encode
-from monitors.detectors.river_detector import RIVER
+from monitors.detectors.river_detector import river_classes
 from monitors.observations import Flags, Floats
 from tests import checks
 from tests.checks import Case, Check, Streams
@@ -85,7 +85,7 @@ def test_detector_passes_check(case: Case, check: Check) -> None:
 
 def test_every_detector_is_under_check() -> None:
     assert {case.subject.name for case in CASES if isinstance(case.subject, Detector)} == set(DETECTORS)  # type: ignore[attr-defined]
-    assert {case.subject.detector for case in CASES if isinstance(case.subject, RiverDetector)} == set(RIVER)
+    assert {case.subject.detector for case in CASES if isinstance(case.subject, RiverDetector)} == set(river_classes())
 
 
 def test_names_are_those_that_settings_use() -> None:
@@ -410,15 +410,15 @@ def test_shewhart_cools_down_for_that_many_events() -> None:
 # river's
 
 
-@pytest.mark.parametrize("name", RIVER)
+@pytest.mark.parametrize("name", river_classes())
 def test_river_detector_alarms_where_rivers_does(name: str) -> None:
     values = checks.streams(30, 900, 3, [300, 500, 700], 0.6)
     detector = RiverDetector(
-        detector=name, above=0.7 if issubclass(RIVER[name], river.base.BinaryDriftDetector) else None
+        detector=name, above=0.7 if issubclass(river_classes()[name], river.base.BinaryDriftDetector) else None
     )
     bits = detector.bits
     expected = [
-        alarms_of_river(RIVER[name](**detector.params), iter([int(x > 0.7) if bits else x for x in lane]))
+        alarms_of_river(river_classes()[name](**detector.params), iter([int(x > 0.7) if bits else x for x in lane]))
         for lane in values.T.tolist()
     ]
     assert any(expected) or name == "NoDrift"
@@ -516,16 +516,16 @@ def told(value: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize("name", RIVER)
+@pytest.mark.parametrize("name", river_classes())
 def test_codec_gives_back_the_same_state_without_pickle(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **more: object) -> None:
         raise AssertionError("pickle was used")
 
-    one = trained(RIVER[name])
+    one = trained(river_classes()[name])
     for function in ("dump", "dumps", "load", "loads", "Pickler", "Unpickler"):
         monkeypatch.setattr(pickle, function, refuse)
     blob = encode(one)
-    again = decode(blob, RIVER[name])
+    again = decode(blob, river_classes()[name])
     monkeypatch.undo()
     json.loads(blob.decode("ascii"))
     assert encode(again) == blob

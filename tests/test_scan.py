@@ -21,11 +21,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from memory.cpu_scan import _pieces
-from memory.rule import Mode
-from memory.scan import FORMS, ScanInputs, ScanResult, _check, scan, scan_support
-from memory.threads import WORTH, set_threads
+from memory.scan import FORMS, ScanResult, scan, scan_support
+from memory.threads import WORTH, set_threads, torch_threads
 from memory.threads import threads as threads_now
-from tests.scan_batches import MODES, Batch, distance, rows, same_bits, worst
+from tests.scan_batches import MODES, STATISTICS, Batch, distance, gradients, rows, same_bits, worst
 
 HOST_FORMS = ("naive", "cpu", "chunk")
 EXACT_FORMS = ("naive", "cpu")  # of these, those that give the same bits however a segment is split
@@ -34,6 +33,13 @@ NEAR = 1e-5
 
 RANKS = (4, 8, 16, 32, 64)
 SHARED = (5, 0, 1, 2, 3, 4, 5)  # lanes 0 and 6 read the same segment
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    """The definition's operations are small: torch's threads would wait for each other."""
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture
@@ -46,7 +52,7 @@ def threads() -> Iterator[Any]:
 
 @cache
 def _ragged(mode: str, rank: int, longest: int) -> tuple[Batch, ScanResult, Tensor]:
-    heads = {4: 8, 8: 3, 16: 2, 32: 5, 64: 1}[rank]
+    heads = {4: 8, 8: 3, 16: 2, 32: 1, 64: 1}[rank]
     lengths = (0, 1, 7, 8, 9, longest)
     batch = Batch.random(mode, rank, heads=heads, lengths=lengths, segments=SHARED, masked=rank != 8, seed=rank)
     return (batch, *batch.to(torch.float64).run("naive"))
@@ -104,12 +110,10 @@ def test_a_form_equals_the_float64_definition(form: str, mode: str, rank: int) -
     assert error <= NEAR, of
 
 
-@pytest.mark.parametrize(("mode", "rank"), [*zip(MODES, RANKS, strict=True), ("plain", 64)])
-@pytest.mark.parametrize("form", HOST_FORMS)
+@pytest.mark.parametrize("form", ["cpu", "chunk"])
+@pytest.mark.parametrize(("mode", "rank"), [*zip(MODES, RANKS, strict=True)])
 def test_a_form_equals_the_float64_definition_over_a_thousand_tokens(form: str, mode: str, rank: int) -> None:
     batch, *expected = _ragged(mode, rank, 1000)
-    if form == "naive":
-        pytest.skip("the definition itself, in float32: the 40-token case shows it")
     error, of = worst(batch.run(form), (expected[0], expected[1]))
     assert error <= NEAR, of
 
@@ -138,21 +142,8 @@ def test_any_rank_and_a_gate_per_head(form: str) -> None:
 # The same bits
 
 
-def _halves(batch: Batch, at: int) -> tuple[Batch, Batch]:
-    """One lane of one segment, in two."""
-    tokens = len(batch.q)
-    parts = []
-    for tokens_of in (slice(0, at), slice(at, tokens)):
-        cut = {name: getattr(batch, name)[tokens_of] for name in ("q", "k", "v", "beta")}
-        lam = None if batch.lam is None else batch.lam[tokens_of]
-        mask = None if batch.token_mask is None else batch.token_mask[tokens_of]
-        ends = torch.tensor([0, len(cut["q"])])
-        parts.append(replace(batch, offsets=ends, lam=lam, token_mask=mask, **cut))
-    return parts[0], parts[1]
-
-
 def _in_two(batch: Batch, at: int, form: str) -> tuple[Tensor, Tensor, Tensor]:
-    first, second = _halves(batch, at)
+    first, second = batch.cut(slice(0, at)), batch.cut(slice(at, len(batch.q)))
     result, states = first.run(form)
     rest, states = replace(second, states=states).run(form)
     assert result.reads is not None
@@ -201,13 +192,13 @@ def test_the_bits_of_a_lane_do_not_depend_on_the_others(form: str) -> None:
             slot = batch.slots[lane]
             assert same_bits(other_after[slot], after[slot])
             assert same_bits(other.reads[rows(other, place)], result.reads[rows(result, lane)])
-            for name in ("mean_write_error", "max_write_error", "state_norm", "state_max_abs"):
+            for name in STATISTICS:
                 assert same_bits(getattr(other, name)[place], getattr(result, name)[lane]), name
 
 
 def _large(mode: str = "gated") -> Batch:
     """Enough work for several threads, unevenly spread."""
-    lengths = [400, *([3, 30] * 20), 0, 200]
+    lengths = [3000, *([3, 30] * 20), 0, 1000]
     batch = Batch.random(mode, 8, heads=2, lengths=lengths, masked=True)
     assert sum(lengths) * 2 * 3 * 64 > 4 * WORTH
     return batch
@@ -249,17 +240,12 @@ def test_two_python_threads_may_scan_at_once(threads: Any) -> None:
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=30), st.integers(1, 8), st.integers(1, 64))
 def test_pieces_are_all_units_once_and_about_even(lengths: list[int], heads: int, pieces: int) -> None:
     batch = Batch.random("plain", 4, heads=heads, lengths=lengths)
-    ranges = _pieces(_inputs(batch), heads, pieces)
+    ranges = _pieces(batch.inputs(), heads, pieces)
     assert [unit for first, last in ranges for unit in range(first, last)] == list(range(heads * len(lengths)))
     assert len(ranges) <= pieces
     work = np.repeat(np.array(lengths) + 4, heads)
     even = work.sum() / pieces + work.max()
     assert max(work[first:last].sum() for first, last in ranges) <= even
-
-
-def _inputs(batch: Batch) -> ScanInputs:
-    arguments = (batch.states, batch.slots, batch.segments, batch.offsets, batch.q, batch.k, batch.v, batch.beta)
-    return _check(*arguments, batch.lam, Mode.parse(batch.mode), batch.token_mask, True)
 
 
 # What must stay as it is
@@ -426,8 +412,19 @@ def test_numbers_not_finite_are_as_in_the_definition(form: str) -> None:
     batch.v[12, 0, 1] = torch.nan
     batch.k[20, 1, 0] = torch.nan
     got, expected = batch.run(form), batch.run("naive")
+    if form == "chunk":  # its sums meet in another order: inf − inf is NaN, inf alone is not
+        got, expected = _without_infinities(*got), _without_infinities(*expected)
     assert worst(got, expected)[0] <= NEAR
     assert bool(expected[0].max_write_error.isnan().any())
+
+
+def _without_infinities(result: ScanResult, states: Tensor) -> tuple[ScanResult, Tensor]:
+    def nan(numbers: Tensor) -> Tensor:
+        return torch.where(numbers.isfinite(), numbers, torch.nan)
+
+    assert result.reads is not None
+    names = ("reads", "write_error", *STATISTICS)
+    return replace(result, **{name: nan(getattr(result, name)) for name in names}), nan(states)
 
 
 @pytest.mark.parametrize("form", HOST_FORMS)
@@ -483,20 +480,6 @@ def test_the_chunk_forms_gradients_are_the_definitions(mode: str) -> None:
     batch.beta[5] = 1  # keep = 0 in two modes: products of keeps that vanish
     for got, expected in zip(gradients(batch, "chunk"), gradients(batch.to(torch.float64), "naive"), strict=True):
         assert distance(got, expected) <= 10 * NEAR
-
-
-def gradients(batch: Batch, form: str, seed: int = 5) -> list[Tensor]:
-    """Of a random weighting of reads, write errors and final states: by states, q, k, v, beta and, if given, lam."""
-    leaves = [batch.states, batch.q, batch.k, batch.v, batch.beta, *([batch.lam] if batch.lam is not None else [])]
-    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
-    lanes = (batch.slots, batch.segments, batch.offsets)
-    result = scan(leaves[0], *lanes, *leaves[1:], mode=batch.mode, form=form, token_mask=batch.token_mask)  # type: ignore[misc, arg-type]
-    draw = torch.Generator().manual_seed(seed)
-    loss = batch.states.new_zeros(())
-    for output in (result.reads, result.write_error, result.final_states):
-        assert output is not None
-        loss = loss + (output * torch.randn(output.shape, generator=draw).to(output)).sum()
-    return list(torch.autograd.grad(loss, leaves))
 
 
 def test_auto_takes_a_form_with_gradients_where_they_are_recorded() -> None:
@@ -600,7 +583,7 @@ _START = """
     from memory import cpu_scan
     from memory.scan import scan
     torch.manual_seed(0)
-    N, T, R = 128, 80, 4
+    N, T, R = 512, 80, 2
     normal = [torch.randn(N * T, 2, R) for _ in range(4)]
     states, lanes, offsets = torch.randn(N, 2, R, R), torch.arange(N), torch.arange(N + 1) * T
     def run():
@@ -622,25 +605,17 @@ def _child(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-def test_the_second_start_does_not_compile(tmp_path: Path) -> None:
-    code = """
-        run()
-        stats = cpu_scan._kernel(R).stats
-        print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
-    """
-    assert _child(code, NUMBA_CACHE_DIR=str(tmp_path)) == "0 1"
-    assert _child(code, NUMBA_CACHE_DIR=str(tmp_path)) == "1 0"
-
-
-def test_code_compiled_from_other_vector_steps_is_not_taken(tmp_path: Path) -> None:
+def test_only_the_first_start_compiles(tmp_path: Path) -> None:
     """The cache on disk looks at the kernel's own file; the file that it is built from counts as well."""
     code = """
         cpu_scan._RECIPE += {more}
         run()
-        print(sum(cpu_scan._kernel(R).stats.cache_hits.values()))
+        stats = cpu_scan._kernel(R).stats
+        print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
     """
-    assert _child(code.format(more=0), NUMBA_CACHE_DIR=str(tmp_path)) == "0"
-    assert _child(code.format(more=1), NUMBA_CACHE_DIR=str(tmp_path)) == "0"
+    assert _child(code.format(more=0), NUMBA_CACHE_DIR=str(tmp_path)) == "0 1"
+    assert _child(code.format(more=0), NUMBA_CACHE_DIR=str(tmp_path)) == "1 0"
+    assert _child(code.format(more=1), NUMBA_CACHE_DIR=str(tmp_path)) == "0 1"  # another vector_step.py
 
 
 def test_a_forked_child_can_scan() -> None:
@@ -656,5 +631,5 @@ def test_a_forked_child_can_scan() -> None:
             os._exit(7)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
-    assert 128 * 80 * 2 * 3 * 16 > 2 * WORTH  # enough for helpers to be started
+    assert 512 * 80 * 2 * 3 * 4 > 2 * WORTH  # enough for helpers to be started
     assert _child(code) == "7"

@@ -11,7 +11,7 @@ from memory.errors import ConfigurationError
 from monitors.detectors.detector import Detector
 from monitors.detectors.never import NoDetector
 from monitors.detectors.page_hinkley import PageHinkley
-from monitors.detectors.river_detector import RIVER, RiverDetector
+from monitors.detectors.river_detector import RiverDetector, river_classes
 from monitors.detectors.shewhart import Shewhart
 from monitors.detectors.slips import read_settings
 from monitors.detectors.threshold import Threshold
@@ -26,6 +26,7 @@ __all__ = [
     "Shewhart",
     "Threshold",
     "parse_detector",
+    "river_classes",
 ]
 
 AnyDetector = Annotated[
@@ -68,7 +69,7 @@ def parse_detector(data: str | Mapping[str, Any]) -> Detector:
     threshold, got name: 'page_hinkly'; did you mean 'page_hinkley'?
     """
     if isinstance(data, str):
-        if data in RIVER and data not in DETECTORS:
+        if data not in DETECTORS and data in river_classes():
             raise ConfigurationError(
                 f"expected a detector among {', '.join(DETECTORS)}, got {data!r}; "
                 f"that is one of river's: {{'name': 'river', 'detector': {data!r}}}"

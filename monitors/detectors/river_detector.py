@@ -7,14 +7,12 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal, cast
 
 import numpy as np
-import river.drift
-import river.drift.binary
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
-from river.base import BinaryDriftDetector, DriftDetector
 
 from memory.lane_state import LaneState, Slots
 from monitors.detectors import river_codec
@@ -22,13 +20,23 @@ from monitors.detectors.detector import Detector
 from monitors.detectors.slips import likely_slip
 from monitors.observations import Flags, Floats
 
-RIVER: dict[str, type] = {
-    name: kind
-    for module in (river.drift, river.drift.binary)
-    for name, kind in sorted(vars(module).items())
-    if isinstance(kind, type) and issubclass(kind, DriftDetector | BinaryDriftDetector)
-}
-"""river's detectors by name: those for numbers, then those for bits."""
+
+@cache
+def river_classes() -> dict[str, type]:
+    """Return river's detectors by name: those for numbers, then those for bits.
+
+    Imported when first asked for: river brings libraries that take seconds to load, which `--help` should not wait for.
+    """
+    import river.drift
+    import river.drift.binary
+    from river.base import BinaryDriftDetector, DriftDetector
+
+    return {
+        name: kind
+        for module in (river.drift, river.drift.binary)
+        for name, kind in sorted(vars(module).items())
+        if isinstance(kind, type) and issubclass(kind, DriftDetector | BinaryDriftDetector)
+    }
 
 
 class RiverDetector(Detector):
@@ -79,8 +87,10 @@ class RiverDetector(Detector):
     @field_validator("detector")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in RIVER:
-            raise ValueError(f"expected one of {', '.join(RIVER)}, got {name!r}{likely_slip(name, RIVER)}")
+        if name not in river_classes():
+            raise ValueError(
+                f"expected one of {', '.join(river_classes())}, got {name!r}{likely_slip(name, river_classes())}"
+            )
         return name
 
     @field_validator("params")
@@ -89,7 +99,7 @@ class RiverDetector(Detector):
         if "detector" not in info.data:  # it is wrong itself, and said so
             return params
         name = info.data["detector"]
-        takes = inspect.signature(RIVER[name]).parameters
+        takes = inspect.signature(river_classes()[name]).parameters
         for key, value in params.items():
             if key not in takes:
                 raise ValueError(
@@ -120,7 +130,9 @@ class RiverDetector(Detector):
     @property
     def bits(self) -> bool:
         """Whether the detector is fed bits in the place of values."""
-        return self.above is not None or issubclass(RIVER[self.detector], BinaryDriftDetector)
+        from river.base import BinaryDriftDetector
+
+        return self.above is not None or issubclass(river_classes()[self.detector], BinaryDriftDetector)
 
     def bit(self, value: float) -> int:
         """Return the bit that stands for a value."""
@@ -128,7 +140,7 @@ class RiverDetector(Detector):
 
     def make(self) -> Any:
         """Make one lane's object, fresh."""
-        return RIVER[self.detector](**self.params)
+        return river_classes()[self.detector](**self.params)
 
     def new_lanes(self) -> RiverLanes:
         """Make an empty shelf of river objects."""

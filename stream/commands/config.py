@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from stream.config import RunSettings, effective
+from stream.config import CONFIG_VARIABLE, RunSettings, effective
 from stream.options import options_of
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="Options as YAML, such as `rank: 32`")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", envvar=CONFIG_VARIABLE, help="Options as YAML, such as `rank: 32`")
+]
 
 
 @options_of(RunSettings)

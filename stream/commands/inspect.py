@@ -31,7 +31,7 @@ def inspect(
                 places = [
                     {"offset": place.offset, "lines": place.lines} for _, place in sorted(checkpoint.positions.items())
                 ]
-                marks = dict(sorted(checkpoint.marks.items()))
+                marks = {name: mark for name, (mark, _) in sorted(checkpoint.marks.items())}
                 whole = {
                     "settings": store.settings,
                     "partitions": places,

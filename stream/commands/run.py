@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stream.config import RunSettings, effective
+from stream.config import CONFIG_VARIABLE, RunSettings, effective
 from stream.options import options_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ SECOND_SIGNAL = 128
 @options_of(RunSettings)
 def run(
     given: dict[str, Any],
-    file: Annotated[Path | None, typer.Option("--config", help="Options as YAML, such as `rank: 32`")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--config", envvar=CONFIG_VARIABLE, help="Options as YAML, such as `rank: 32`")
+    ] = None,
 ) -> None:
     """Consume a stream: feed the memory, measure its health, let the policy act, export everything.
 

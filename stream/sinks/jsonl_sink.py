@@ -33,9 +33,14 @@ class JsonlSink(Sink):
         """The sink's kind: a run has one of each."""
         return "jsonl"
 
-    def open(self, mark: int | None) -> None:
+    @property
+    def identity(self) -> str:
+        """That of the file."""
+        return self._file.identity
+
+    def open(self, mark: int | None, identity: str = "") -> None:
         """Open the file, cut to `mark` bytes."""
-        self._file.open(mark)
+        self._file.open(mark, identity)
 
     def write(self, outcome: Outcome) -> None:
         """Append one line for each event."""

@@ -10,10 +10,11 @@ from stream.engine import Outcome
 class Sink(ABC):
     """Takes one record for each accepted event, in each stream's order. Its life:
 
-    1. ``open(mark)``: None for a fresh start, else the mark of the checkpoint that the run goes on from; whatever was
-       written after that mark is taken back.
+    1. ``open(mark, identity)``: None for a fresh start, else the mark of the checkpoint that the run goes on from, and
+       the identity that stands beside it; whatever was written after that mark is taken back.
     2. ``write(outcome)`` for each micro-batch.
-    3. ``flush() -> mark`` before each checkpoint: everything written is safe now, and `mark` goes into the checkpoint.
+    3. ``flush() -> mark`` before each checkpoint: everything written is safe now, and `mark` goes into the checkpoint
+       with `identity`.
     4. ``close()``: what was written after the last flush may be dropped.
     """
 
@@ -23,8 +24,13 @@ class Sink(ABC):
         """Under which the checkpoint keeps this sink's mark."""
 
     @abstractmethod
-    def open(self, mark: int | None) -> None:
-        """Begin, or go on after `mark`."""
+    def open(self, mark: int | None, identity: str = "") -> None:
+        """Begin, or go on after `mark` in the output that had this identity."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """What tells this output, up to the mark, from another one that must not be touched."""
 
     @abstractmethod
     def write(self, outcome: Outcome) -> None:

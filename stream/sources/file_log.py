@@ -33,7 +33,7 @@ from stream.sources.file_identity import (
     reopen,
 )
 from stream.sources.follow import FollowSettings
-from stream.sources.line_cutter import Cut, LineContinued, LineCutter
+from stream.sources.line_cutter import Cut, LineCutter
 from stream.sources.siblings import Found, find_inode, look, rotated, without_packing
 from stream.sources.source import CHUNK_BYTES, Chunk, Mark, Position
 
@@ -84,7 +84,7 @@ class FileMark(Mark):
             tail_length=len(tail),
             tail_crc=crc32(tail),
             complete=self.complete and last,
-            corrupt=self.corrupt and last,
+            corrupt=self.corrupt,
             unterminated=not terminated,
             earlier=self.earlier,
         )
@@ -148,6 +148,8 @@ class FileLog:
         Where events worth counting are added.
     keep_earlier
         Whether positions remember the files read before the present one.
+    taken
+        Says of a file whether another partition reads it, or has read it: then it is not a part of this log.
     opener
         Opens a path for reading.
     offset, lines
@@ -193,6 +195,7 @@ class FileLog:
         clock: Callable[[], float],
         counts: Counter[str],
         keep_earlier: bool = False,
+        taken: Callable[[FileLog, Found], bool] = lambda _, __: False,
         opener: Opener = open_readonly,
         offset: int = 0,
         lines: int = 0,
@@ -204,6 +207,7 @@ class FileLog:
         self._clock = clock
         self._counts = counts
         self._keep_earlier = keep_earlier
+        self._taken = taken
         self._opener = opener
         self._cutter = LineCutter(offset, lines)
         self._stream: ByteStream | None = None
@@ -239,7 +243,7 @@ class FileLog:
         self._place = Place.of(position, self.partition)
         identity = self._place.identity
         self._earlier = identity.earlier
-        if identity.complete and self._is_unchanged(identity):
+        if identity.complete and identity.name.endswith(COMPRESSED) and self._is_unchanged(identity):
             # Saves decompressing all of a file that is finished, only to see that it is.
             self._cutter = LineCutter(position.offset, position.lines, owed=identity.unterminated)
             self._base, self._corrupt = identity.base, identity.corrupt
@@ -362,7 +366,7 @@ class FileLog:
             try:
                 self._return_to(self._place)
             except OtherContent as why:
-                if now is None:
+                if now is None or not now.size or self._taken(self, now):
                     return False
                 if not self._left_gone:
                     self._tell("source_lost", why=str(why))
@@ -386,7 +390,7 @@ class FileLog:
         Raises
         ------
         ConfigurationError
-            The line at which the position stood has been continued since.
+            A file that was there at the start no longer is, or is another.
         """
         if self._done:
             return Step.DONE
@@ -420,14 +424,9 @@ class FileLog:
     def _feed(self, stream: ByteStream, block: bytes) -> Chunk | Step:
         if len(self._head) < HEAD_BYTES:
             self._head += block[: HEAD_BYTES - len(self._head)]
-        try:
-            cut = self._cutter.feed(block)
-        except LineContinued:
-            raise ConfigurationError(
-                f"{self.path}: expected line {self._cutter.lines} of {self.partition!r} to end at byte "
-                f"{self._cutter.offset}, where the file ended when it was read, got more of that line; begin anew with "
-                "another state (a log that is being written is read with --follow)"
-            ) from None
+        if self._cutter.owed and not block.startswith(b"\n"):
+            self._tell("source_line_continued", file=self._name)
+        cut = self._cutter.feed(block)
         return Step.PROGRESS if cut is None else self._chunk(stream, cut)
 
     def _chunk(self, stream: ByteStream, cut: Cut, faults: dict[int, Rejection] | None = None) -> Chunk:
@@ -477,8 +476,8 @@ class FileLog:
         cut_short = stream.stopped_short and not self._corrupt
         if live is not None and live.is_file(mine):
             return self._fault(stream, "the file is cut short") if cut_short and settled else Step.WAIT
-        newer = [part for part in self._newer(mine, live) if part.size]
-        if not newer and not (settled and live is None and mine.st_nlink == 0):
+        newer = [part for part in self._newer(mine, live) if part.size and not self._taken(self, part)]
+        if not newer and not (settled and mine.st_nlink == 0):
             return Step.WAIT
         if cut_short:
             return self._fault(stream, "the file is cut short") if settled else Step.WAIT
@@ -523,16 +522,9 @@ class FileLog:
 
     def _remember_earlier(self) -> None:
         """Note the file at hand as read, and forget those that are no longer there."""
-        finished = Earlier(
-            name=self._name,
-            device=self._device,
-            inode=self._inode,
-            head_length=len(self._head),
-            head_crc=crc32(self._head),
-        )
         folder = self.path.parent
         kept = []
-        for file in (*self._earlier, finished):
+        for file in (*self._earlier, self._as_earlier()):
             path = find_inode(folder, file.device, file.inode)
             if path is not None:
                 kept.append(file.model_copy(update={"name": path.name}))
@@ -584,7 +576,7 @@ class FileLog:
         if cut is not None:
             return self._chunk(stream, cut)
         self.park()
-        self._left, self._left_gone = None, True
+        self._left, self._left_gone = look(self.path), True
         return Step.WAIT
 
     # -- parking -----------------------------------------------------------------------------------------------------
@@ -641,29 +633,46 @@ class FileLog:
     # -- telling -----------------------------------------------------------------------------------------------------
 
     def known_files(self) -> list[Earlier]:
-        """Return the files that this partition has read or is reading."""
-        if self._stream is not None:
-            head = self._head
-            now = [
-                Earlier(
-                    name=self._name,
-                    device=self._device,
-                    inode=self._inode,
-                    head_length=len(head),
-                    head_crc=crc32(head),
-                )
-            ]
-        elif self._place is not None:
-            now = [Earlier.model_validate(self._place.identity.model_dump(include=set(Earlier.model_fields)))]
+        """Return the files that this partition has read, the one at hand last."""
+        if self._stream is None and self._place is None:
+            return []
+        if self._stream is None and self._place is not None:
+            identity = self._place.identity
+            now = Earlier(
+                name=identity.name,
+                device=identity.device,
+                inode=identity.inode,
+                head_length=identity.head_length,
+                head_crc=identity.head_crc,
+            )
         else:
-            now = []
-        return [*self._earlier, *now]
+            now = self._as_earlier()
+        return [*self._earlier, now]
 
-    def is_behind_rotation(self) -> bool:
-        """Say whether the file at hand is no longer the log's newest part."""
+    def _as_earlier(self) -> Earlier:
+        """Return what is to be remembered of the file at hand."""
+        return Earlier(
+            name=self._name,
+            device=self._device,
+            inode=self._inode,
+            head_length=len(self._head),
+            head_crc=crc32(self._head),
+        )
+
+    def ahead(self) -> list[Found]:
+        """Return the older parts of the log that this partition has still to come to."""
         known = self.known_files()
+        if not known:
+            return []
+        device, inode = known[-1].device, known[-1].inode
         live = look(self.path)
-        return bool(known) and (live is None or (live.device, live.inode) != (known[-1].device, known[-1].inode))
+        if live is not None and (live.device, live.inode) == (device, inode):
+            return []
+        parts = rotated(self.path)
+        for index, part in enumerate(parts):
+            if (part.device, part.inode) == (device, inode):
+                return parts[index + 1 :]
+        return parts
 
     def backlog(self) -> int:
         """Return the bytes, as stored, that are there and not read; may be called from any thread."""

@@ -17,7 +17,7 @@ from stream.sources.byte_stream import COMPRESSED
 from stream.sources.file_identity import Earlier, has_head, open_readonly
 from stream.sources.file_log import FileLog, Step
 from stream.sources.follow import FollowSettings
-from stream.sources.siblings import look, rotated, without_packing
+from stream.sources.siblings import Found, look, without_packing
 from stream.sources.source import Chunk, EndOfInput, Position, Source
 
 log = structlog.get_logger(__name__)
@@ -130,6 +130,7 @@ class FileSource(Source):
             clock=self._clock,
             counts=self.counts,
             keep_earlier=self._is_folder,
+            taken=self._is_taken,
             offset=offset,
             lines=lines,
         )
@@ -150,7 +151,7 @@ class FileSource(Source):
         only.open(positions.get(only.partition))
 
     def _open_folder(self, positions: Mapping[str, Position]) -> None:
-        paths = {partition_name(path): path for path in self._listing()}
+        paths = {partition_name(path): path for path in self._listing() if look(path) is not None}
         if not paths and not positions and self.follow is None:
             inside = any(entry.is_dir() for entry in os.scandir(self.path))
             slip = "; folders inside it are not read" if inside else ""
@@ -163,19 +164,20 @@ class FileSource(Source):
             try:
                 each.open(positions[name])
             except ConfigurationError:
-                if name in paths or not positions[name].identity.get("complete"):
+                # What was read to its end may be gone. In a followed folder its name may have passed to another file.
+                if not positions[name].identity.get("complete") or (name in paths and self.follow is None):
                     raise
                 self._gone[name] = (positions[name].offset, positions[name].lines)
                 log.info("source_partition_gone", partition=name, offset=positions[name].offset)
             else:
                 self._add(each)
-        self._adopt(path for name, path in paths.items() if name not in positions)
+        self._adopt(paths.values())
 
     def _listing(self) -> list[Path]:
         """Return the files in the folder that are read, by name."""
         with os.scandir(self.path) as entries:
             names = [entry.name for entry in entries if entry.name.endswith(ENDINGS) and entry.name[0] != "."]
-        return [path for path in (self.path / name for name in sorted(names)) if look(path) is not None]
+        return [self.path / name for name in sorted(names)]
 
     def _adopt(self, paths: Iterable[Path]) -> bool:
         """Begin a partition for each file that is none of a known one's renamed; say whether any was."""
@@ -189,8 +191,7 @@ class FileSource(Source):
             for file in each.known_files():
                 by_inode.setdefault((file.device, file.inode), []).append(file)
                 by_name.setdefault(without_packing(file.name), []).append(file)
-            if each.is_behind_rotation():
-                behind.update(part.path for part in rotated(each.path))
+            behind.update(part.path for part in each.ahead())
         before = len(self._logs)
         for path in new:
             found = look(path)
@@ -268,7 +269,20 @@ class FileSource(Source):
             self._logs.remove(each)
             self._names.discard(each.partition)
             log.info("source_partition_gone", partition=each.partition, offset=each.here[0])
-        return self._adopt(self._listing())
+        paths = self._listing()
+        if len(self._claimed) > len(paths):
+            there = {path.name for path in paths}
+            self._claimed = {name: inode for name, inode in self._claimed.items() if name in there}
+        return self._adopt(paths)
+
+    def _is_taken(self, asker: FileLog, found: Found) -> bool:
+        """Say whether a partition other than `asker` reads a file, or has read it."""
+        return any(
+            (file.device, file.inode) == (found.device, found.inode) and _is_same(found.path, file)
+            for each in self._logs
+            if each is not asker
+            for file in each.known_files()
+        )
 
     def _keep_few_open(self, each: FileLog) -> None:
         """Park the partition that has waited longest when many files are open: descriptors are few."""

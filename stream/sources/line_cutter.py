@@ -10,10 +10,6 @@ from stream.event import LINE_CAP
 _PIECES = 4096  # so that a line that grows byte by byte is not held as millions of objects
 
 
-class LineContinued(Exception):  # noqa: N818 (what happened, not yet an error)
-    """A line that was taken whole when it had no newline has been continued since."""
-
-
 @dataclass(frozen=True, slots=True)
 class Cut:
     """Lines cut from a block: the fields of a `Chunk` with the same names."""
@@ -38,6 +34,7 @@ class LineCutter:
         Lines before it.
     owed
         The line before the first block was taken without its newline: if the block begins with one, it is that line's.
+        If it does not, that line has been continued, and the rest of it is taken for a line of its own.
     cap
         Bytes of one line that are kept.
 
@@ -66,19 +63,12 @@ class LineCutter:
         return self._length
 
     def feed(self, block: bytes) -> Cut | None:
-        """Take the next bytes, at least one; return the lines that they complete, if any.
-
-        Raises
-        ------
-        LineContinued
-            A newline was owed, and something else came.
-        """
+        """Take the next bytes, at least one; return the lines that they complete, if any."""
         if self.owed:
-            if not block.startswith(b"\n"):
-                raise LineContinued
             self.owed = False
-            self.offset += 1
-            block = block[1:]
+            if block.startswith(b"\n"):
+                self.offset += 1
+                block = block[1:]
         lines = block.split(b"\n")
         rest = lines.pop()
         if not lines:

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 from zlib import crc32
 
+import structlog
 from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, ValidationError
 
 from memory.errors import ConfigurationError
-from stream.sources.line_cutter import Cut, LineContinued, LineCutter
+from stream.sources.line_cutter import Cut, LineCutter
 from stream.sources.source import CHUNK_BYTES, Chunk, EndOfInput, Mark, Position, Source
+
+log = structlog.get_logger(__name__)
 
 
 class PipeIdentity(BaseModel):
@@ -168,15 +171,12 @@ class PipeSource(Source):
                     return self._chunk(cut, before)
                 break
             owed = self._cutter.owed
-            try:
-                cut = self._cutter.feed(block)
-            except LineContinued:
-                raise ConfigurationError(
-                    f"stdin: expected line {self._cutter.lines} to end at byte {self._cutter.offset}, where the input "
-                    "ended when it was read, got more of that line; begin anew with another state"
-                ) from None
+            if owed and not block.startswith(b"\n"):
+                self.counts["source_line_continued"] += 1
+                log.warning("source_line_continued", partition=self.partition, offset=self._cutter.offset)
+            cut = self._cutter.feed(block)
             if cut is not None:
-                first_end = block.index(b"\n", 1 if owed else 0) + 1
+                first_end = block.index(b"\n", 1 if owed and block.startswith(b"\n") else 0) + 1
                 return self._chunk(cut, crc32(block[:first_end], before))
         raise EndOfInput
 
