@@ -3,10 +3,10 @@
     python -m benchmarks.attach                       hidden 512, 8 layers, CPU, 2 threads, float32
     python -m benchmarks.attach --shape qwen3-4b --device cuda --dtype bfloat16 --compile
 
-Each round times the frozen model and then the attached one (every other round the other way round) on the same input; a
-case's ratio is the median of the rounds' ratios, so that what else the machine does falls on both. Goals on the CPU: prefill
-at most 1.05, decode at most 1.10. Time to first token is the prefill's; bytes are those of one stream's states, which the
-length of its history does not change.
+Each round times the frozen model and then the attached one (every other round the other way round) on the same input;
+a case's ratio is the median of the rounds' ratios, so that what else the machine does falls on both. Goals on the
+CPU: prefill at most 1.05, decode at most 1.10. Time to first token is the prefill's; bytes are those of one stream's
+states, which the length of its history does not change.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def main() -> None:
     torch.manual_seed(0)
 
     with torch.device(options.device):
-        frozen = Qwen3ForCausalLM(Qwen3Config(**SHAPES[options.shape])).eval().to(getattr(torch, options.dtype))
+        frozen: Any = Qwen3ForCausalLM(Qwen3Config(**SHAPES[options.shape]))
+    frozen = frozen.eval().to(getattr(torch, options.dtype))
     steered = copy.deepcopy(frozen)
     with tempfile.TemporaryDirectory() as folder:
         new_adapter(steered, {"num_state_heads": options.state_heads, "output_init": "random"}, folder)
@@ -84,8 +85,19 @@ def main() -> None:
         sides = [_decode(model, x, steps, options) for model in (run_frozen, run_steered)]
         lines.append(_case(f"decode, batch {batch}", batch * steps, sides, memory.bytes_per_stream, options))
 
-    columns = ("case", "frozen ms", "attached ms", "ratio", "middle half", "frozen tokens/s", "attached tokens/s", "bytes/stream")
-    table = Table(*columns, title=f"δ-mem attached: {options.shape}, {options.device}, {options.dtype}, {options.threads} threads")
+    columns = (
+        "case",
+        "frozen ms",
+        "attached ms",
+        "ratio",
+        "middle half",
+        "frozen tokens/s",
+        "attached tokens/s",
+        "bytes/stream",
+    )
+    table = Table(
+        *columns, title=f"δ-mem attached: {options.shape}, {options.device}, {options.dtype}, {options.threads} threads"
+    )
     for line in lines:
         table.add_row(*(str(line[column]) for column in columns))
     Console(width=150).print(table)

@@ -18,7 +18,6 @@ not equal.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -80,6 +79,7 @@ class Cut:
 
     @classmethod
     def of(cls, inputs: ScanInputs) -> Cut:
+        """Cut the lanes of a scan."""
         device = inputs.states.device
         order = np.argsort(-inputs.lengths, kind="stable")
         lengths, starts, outs = inputs.lengths[order], inputs.starts[order], inputs.lane_offsets[:-1][order]
@@ -131,6 +131,7 @@ class Terms:
 
     @classmethod
     def of(cls, inputs: ScanInputs, cut: Cut) -> Terms:
+        """Work out the terms of all chunks."""
         gates = coefficients(inputs.mode, inputs.beta, inputs.lam)
         on = cut.on[:, None, :, None]  # [P, 1, C, 1]
 
@@ -214,6 +215,7 @@ def torch_walk(terms: Terms, S: Tensor, active: list[int]) -> tuple[Tensor, Tens
 
 def kernel_walk(terms: Terms, S: Tensor, active: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """The same by one launch of a Triton kernel; not differentiable."""
+    from memory.triton_launch import launch
     from memory.triton_walk import ROWS, walk_kernel
 
     lanes, heads, rank = S.shape[:3]
@@ -222,11 +224,11 @@ def kernel_walk(terms: Terms, S: Tensor, active: list[int]) -> tuple[Tensor, Ten
     before, changes = S.new_empty(len(terms.key), heads, rank, rank), torch.empty(terms.fresh.shape, device=S.device)
     counts = torch.tensor(active, device=S.device)
     tensors = (terms.key, terms.fresh, terms.pull, terms.after, terms.whole, terms.closed)
-    kernel: Any = walk_kernel[(lanes, heads, rank // rows)]
-    kernel(
+    launch(
+        walk_kernel, (lanes, heads, rank // rows), 1 if rank < 32 else 4,
         S, before, changes, *(tensor.contiguous() for tensor in tensors), counts, counts.cumsum(0) - counts,
         heads, len(active),
-        R=rank, C=CHUNK, ROWS=rows, num_warps=1 if rank < 32 else 4, enable_fp_fusion=True,
+        R=rank, C=CHUNK, ROWS=rows,
     )  # fmt: skip
     return before, changes, S
 

@@ -107,7 +107,9 @@ class Projections:
         if self.gain:
             length = x[:rows].norm(dim=-1, keepdim=True).clamp_min(1e-12)
             logit = float(np.log(self.beta) - np.log1p(-self.beta))
-            beta = torch.sigmoid(logit + self.gain * flat[:, 2 * width :] / length).reshape(shape)
+            moved = logit + self.gain * flat[:, 2 * width :] / length
+            # torch.sigmoid rounds the last few numbers of a tensor otherwise than the rest; exp does not.
+            beta = (1 / (1 + torch.exp(-moved))).reshape(shape)
         else:
             beta = k.new_full((1, 1, 1), self.beta).expand(rows, self.heads, 1)
         lam = None if self.lam is None else k.new_full((1, 1, 1), self.lam).expand(rows, self.heads, 1)

@@ -13,8 +13,11 @@ from torch import Tensor
 from memory.lane_state import Slots
 from memory.threads import share_out
 
-COLD, WARM = 12, 2
-"""Power iterations for a lane without a direction yet, and for one that has the direction of its last event."""
+LEAST, MOST, GAIN = 2, 16, np.float32(1e-3)
+"""Power iterations: at least `LEAST`, then on while one more raises σ₁² by more than this share, at most `MOST`."""
+
+FRESH = np.float32(0.25)
+"""How much of the state's longest row is added to the direction of the last event, both of length 1."""
 
 
 def largest_singular_value(
@@ -22,8 +25,9 @@ def largest_singular_value(
 ) -> npt.NDArray[np.float32]:
     """Estimate σ₁ of every head of n lanes by power iteration, from below.
 
-    One event changes a state little, so the direction found after the last event is a good start for the next: two
-    iterations are then enough (as spectral normalisation does from step to step).
+    One event changes a state little, so the direction found after the last event is a good start for the next (as
+    spectral normalisation does from step to step): five iterations then do, on average. Some of the longest row is
+    added, since what was written across the old direction would else stay unseen.
 
     Parameters
     ----------
@@ -57,15 +61,16 @@ def largest_singular_value(
         share_out(
             lambda first, last: _iterate(first, last, *arguments),
             len(slots),
-            2 * WARM * directions.size * directions.shape[-1],
+            4 * LEAST * directions.size * directions.shape[-1],
         )
         return sigma
     S = states[torch.from_numpy(slots).to(states.device)]
     u = torch.from_numpy(directions).to(states.device)
-    cold = (u == 0).all(-1, keepdim=True)
-    widest = S.norm(dim=-1).argmax(-1)[..., None, None].expand(-1, -1, 1, S.shape[-1])
-    u = torch.where(cold, S.gather(2, widest)[..., 0, :], u)
-    for _ in range(COLD if bool(cold.any()) else WARM):
+    longest = S.norm(dim=-1).argmax(-1)[..., None, None].expand(-1, -1, 1, S.shape[-1])
+    row = torch.nn.functional.normalize(S.gather(2, longest)[..., 0, :], dim=-1, eps=1e-30)
+    aside = (u * row).sum(-1, keepdim=True) < 0
+    u = torch.nn.functional.normalize(u, dim=-1, eps=1e-30) + float(FRESH) * torch.where(aside, -row, row)
+    for _ in range(MOST):  # so many for each: when a lane stops must not depend on the others
         u = torch.nn.functional.normalize((S.mT @ (S @ u[..., None]))[..., 0], dim=-1, eps=1e-30)
     directions[:] = u.cpu().numpy()
     result: npt.NDArray[np.float32] = (S @ u[..., None])[..., 0].norm(dim=-1).cpu().numpy()
@@ -80,23 +85,26 @@ def _iterate(first: Any, last: Any, states: Any, slots: Any, directions: Any, si
     for lane in range(first, last):
         for head in range(heads):
             state, u = states[slots[lane], head], directions[lane, head]
-            size = np.float32(0)
+            longest, row = np.float32(0), 0
+            for i in range(rank):
+                size = np.float32(0)
+                for j in range(rank):
+                    size += state[i, j] * state[i, j]
+                if size > longest:
+                    longest, row = size, i
+            size, along = np.float32(0), np.float32(0)
             for j in range(rank):
                 size += u[j] * u[j]
-            rounds = WARM
-            if size == 0:  # start from the longest row: S cannot send it to zero
-                rounds = COLD
-                longest, row = np.float32(-1), 0
-                for i in range(rank):
-                    size = np.float32(0)
-                    for j in range(rank):
-                        size += state[i, j] * state[i, j]
-                    if size > longest:
-                        longest, row = size, i
-                for j in range(rank):
-                    u[j] = state[row, j]
+                along += u[j] * state[row, j]
+            old = np.float32(1) / np.sqrt(size) if size != 0 else np.float32(0)
+            new = FRESH / np.sqrt(longest) if longest != 0 else np.float32(0)
+            if along < 0:
+                new = -new
+            for j in range(rank):
+                u[j] = old * u[j] + new * state[row, j]
             stretch = np.float32(0)
-            for turn in range(rounds + 1):
+            for turn in range(MOST + 1):
+                before = stretch
                 size = np.float32(0)
                 for j in range(rank):
                     size += u[j] * u[j]
@@ -111,10 +119,11 @@ def _iterate(first: Any, last: Any, states: Any, slots: Any, directions: Any, si
                         read += state[i, j] * u[j]
                     image[i] = read
                     stretch += read * read
-                if turn < rounds:
-                    for i in range(rank):
-                        for j in range(rank):
-                            back[j] += image[i] * state[i, j]
+                if turn == MOST or (turn >= LEAST and not stretch - before > GAIN * stretch):
+                    break
+                for i in range(rank):
                     for j in range(rank):
-                        u[j] = back[j]
+                        back[j] += image[i] * state[i, j]
+                for j in range(rank):
+                    u[j] = back[j]
             sigma[lane, head] = np.sqrt(stretch)

@@ -19,6 +19,9 @@ from torch import Tensor
 from memory.errors import StateMismatchError
 from memory.lane_state import LaneState, Slots
 
+EXPORT = 1024
+"""Lanes copied off the device at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class LaneRecord:
@@ -162,15 +165,17 @@ class StatePool:
         Raises
         ------
         ValueError
-            More keys than the pool may ever hold at once.
+            A key twice, or more keys than the pool may ever hold at once.
         StateMismatchError
-            A record brought back is of another shape or dtype.
+            A record brought back is of another shape or dtype; no lane was changed or lost.
         """
         if len(keys) > self.max_capacity:
             raise ValueError(
                 f"{len(keys)} lanes at once do not fit a pool of {self.max_capacity} slots: raise its bound in bytes, "
                 "or make the batches smaller"
             )
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"expected lanes that are all different, got one twice among {len(keys)}")
         absent = []
         for key in keys:
             if key in self._slots:
@@ -212,9 +217,10 @@ class StatePool:
                 yield key, self._spilled[key]
 
     def committed(self) -> None:
-        """Say that what `records` gave is in the store: nothing is changed now, and no spilled record is needed."""
+        """Say that what `records` gave is in the store: nothing is changed now, and `fetch` brings spilled lanes back."""
         self._changed.clear()
-        self._spilled.clear()
+        if self._fetch is not None:
+            self._spilled.clear()
 
     def slots(self) -> dict[str, int]:
         """Return the resident lanes and their slots, the least recently used first: a copy, safe to take in any
@@ -241,13 +247,16 @@ class StatePool:
 
     def _bring(self, absent: Sequence[str], wanted: int) -> None:
         """Give each absent lane a slot and its content. The other `wanted − absent` lanes were just touched."""
+        unknown = [key for key in absent if key not in self._spilled]
+        found = dict(self._fetch(unknown)) if self._fetch is not None and unknown else {}
+        found.update((key, self._spilled[key]) for key in absent if key in self._spilled)
+        for key, record in found.items():
+            self._check(key, record)
         while len(self._free) < len(absent) and self.capacity < self.max_capacity:
             self._grow(min(2 * self.capacity, self.max_capacity))
         surplus = len(absent) - len(self._free)
         if surplus > 0:
             self._spill([key for key, _ in zip(self._slots, range(surplus), strict=False)])
-        unknown = [key for key in absent if key not in self._spilled]
-        stored = self._fetch(unknown) if self._fetch is not None and unknown else {}
         taken = [self._free.pop() for _ in absent]
         slots = np.array(taken, np.int64)
         reused = slots[slots < self._used]
@@ -256,13 +265,15 @@ class StatePool:
         self._used = max(self._used, int(slots.max()) + 1)
         for component in self.beside.values():
             component.clear(slots)
-        for key, slot in zip(absent, taken, strict=True):
-            if key in self._spilled:
+        for place, (key, slot) in enumerate(zip(absent, taken, strict=True)):
+            if key in found:
+                try:
+                    self._import(slot, key, found[key])
+                except BaseException:
+                    self._free.extend(taken[place:])
+                    raise
                 self._moves["in"] += 1
-                self._import(slot, key, self._spilled.pop(key))
-            elif key in stored:
-                self._moves["in"] += 1
-                self._import(slot, key, stored[key])
+                self._spilled.pop(key, None)
             self._slots[key] = slot
 
     def _spill(self, keys: Sequence[str]) -> None:
@@ -275,25 +286,31 @@ class StatePool:
             self._free.append(self._slots.pop(key))
 
     def _export(self, keys: Sequence[str]) -> Iterator[tuple[str, LaneRecord]]:
-        if not keys:
-            return
-        slots = np.fromiter((self._slots[key] for key in keys), np.int64, len(keys))
-        states = self.states[torch.from_numpy(slots).to(self.device)].cpu().numpy()  # one copy off the device
-        beside = {name: component.dump(slots) for name, component in self.beside.items()}
-        for row, key in enumerate(keys):
-            yield (
-                key,
-                LaneRecord(self.layout, states[row].tobytes(), {name: blobs[row] for name, blobs in beside.items()}),
-            )
+        layout = self.layout
+        for first in range(0, len(keys), EXPORT):
+            some = keys[first : first + EXPORT]
+            slots = np.fromiter((self._slots[key] for key in some), np.int64, len(some))
+            states = self.states[torch.from_numpy(slots).to(self.device)].cpu().numpy()  # one copy off the device
+            beside = {name: component.dump(slots) for name, component in self.beside.items()}
+            for row, key in enumerate(some):
+                blobs = {name: each[row] for name, each in beside.items()}
+                yield key, LaneRecord(layout, states[row].tobytes(), blobs)
 
-    def _import(self, slot: int, key: str, record: LaneRecord) -> None:
+    def _check(self, key: str, record: LaneRecord) -> None:
         if record.layout != self.layout or len(record.state) != self.lane_bytes:
             raise StateMismatchError(
                 f"the stored state of {key!r} is {record.layout} ({len(record.state)} bytes) but this run uses "
                 f"{self.layout}: run with the rank and backbone it was made with, or with another --state"
             )
+
+    def _import(self, slot: int, key: str, record: LaneRecord) -> None:
         state = np.frombuffer(record.state, np.float32).reshape(self.shape)
         self.states[slot] = torch.from_numpy(state.copy())
         for name, component in self.beside.items():
             if name in record.beside:  # a component that the record does not know starts fresh
-                component.load(slot, record.beside[name])
+                try:
+                    component.load(slot, record.beside[name])
+                except ValueError as error:
+                    raise StateMismatchError(
+                        f"what is stored beside the state of {key!r} does not fit: {error}"
+                    ) from error

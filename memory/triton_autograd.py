@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from memory.scan import Indices, ScanInputs, ScanResult
 from memory.triton_backward import backward_kernel
-from memory.triton_launch import Places, on_boundary, run_forward
+from memory.triton_launch import Places, launch, on_boundary, run_forward
 from memory.triton_step import UNITS, WARPS
 
 EVERY = 32
@@ -72,14 +72,14 @@ class _Scan(torch.autograd.Function):
             depth = min(EVERY, int(inputs.lengths.max()))
             room = torch.empty(lanes * heads, depth, rank, rank, device=q.device)
             tensors = [on_boundary(tensor) for tensor in (q, k, v, beta, lam if free else beta)]
-            kernel: Any = backward_kernel[(-(-lanes * heads // UNITS[rank]),)]
-            kernel(
+            launch(
+                backward_kernel, (-(-lanes * heads // UNITS[rank]),), WARPS[rank],
                 places.starts, places.lengths, places.outs, places.chunks, places.order,
                 *tensors, k if mask is None else mask, checkpoints, room,
                 on_boundary(gradients[1].contiguous()), gradients[2].contiguous(), grad_states, *by_row,
                 lanes * heads, heads, depth,
                 R=rank, U=UNITS[rank], MODE=int(inputs.mode), FREE=free, MASKED=mask is not None, READS=reads,
-                EVERY=EVERY, num_warps=WARPS[rank], enable_fp_fusion=True,
+                EVERY=EVERY,
             )  # fmt: skip
         of_tokens = [_by_token(gradient, inputs, len(q)) for gradient in by_row]
         return None, grad_states, *of_tokens[:4], of_tokens[4] if free else None

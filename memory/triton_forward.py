@@ -103,7 +103,7 @@ def forward_kernel(
     tl.store(states + state_at, S, mask=live[:, None, None])
     wide = S.to(tl.float64)
     square = tl.sum(tl.sum(wide * wide, axis=2), axis=1)
-    top = tl.max(tl.max(tl.abs(S), axis=2), axis=1)
+    top = tl.max(tl.max(tl.where(S == S, tl.abs(S), 0.0), axis=2), axis=1)
     tl.store(statistics + place, total / tl.maximum(count, 1).to(tl.float32), mask=live)
     tl.store(statistics + units + place, peak, mask=live)
     tl.store(statistics + 2 * units + place, tl.sqrt(square).to(tl.float32), mask=live)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memory.scan import Indices, ScanInputs, ScanResult
 from memory.triton_forward import forward_kernel
-from memory.triton_step import UNITS, WARPS
+from memory.triton_step import INTERPRETED, UNITS, WARPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,14 @@ def run_forward(inputs: ScanInputs, states: Tensor, places: Places, every: int) 
     if lanes * heads:
         lam = inputs.beta if inputs.lam is None else inputs.lam
         q, k, v, beta, lam = (on_boundary(tensor) for tensor in (inputs.q, inputs.k, inputs.v, inputs.beta, lam))
-        kernel: Any = forward_kernel[(-(-lanes * heads // UNITS[rank]),)]
-        kernel(
+        launch(
+            forward_kernel, (-(-lanes * heads // UNITS[rank]),), WARPS[rank],
             states, places.slots, places.starts, places.lengths, places.outs, places.chunks, places.order,
             q, k, v, beta, lam, k if inputs.token_mask is None else inputs.token_mask,
             reads, errors, statistics, met, checkpoints,
             states.stride(0), states.stride(1), lanes * heads, heads,
             R=rank, U=UNITS[rank], MODE=int(inputs.mode), FREE=inputs.lam is not None,
             MASKED=inputs.token_mask is not None, READS=inputs.want_reads, EVERY=every,
-            num_warps=WARPS[rank], enable_fp_fusion=True,
         )  # fmt: skip
     mean, largest, norm, top = statistics.unbind()
     result = ScanResult(
@@ -88,6 +87,16 @@ def run_forward(inputs: ScanInputs, states: Tensor, places: Places, every: int) 
         nonfinite=met,
     )
     return result, checkpoints
+
+
+def launch(kernel: Any, grid: tuple[int, ...], warps: int, *arguments: Any, **constants: int) -> None:
+    """Start a kernel on the device of its first argument; multiply-adds are fused, now and in later Tritons."""
+    if INTERPRETED:
+        with np.errstate(all="ignore"):  # NaN and inf are data here, as on a GPU
+            kernel[grid](*arguments, **constants)
+    else:
+        with torch.cuda.device(arguments[0].device):
+            kernel[grid](*arguments, **constants, num_warps=warps, enable_fp_fusion=True)
 
 
 def on_boundary(tensor: Tensor) -> Tensor:

@@ -71,9 +71,9 @@ class MicroBatch:
 class Batcher:
     """Cuts what the reader prepared into micro-batches.
 
-    A batch ends when it holds `max_events` events, or `max_tokens` tokens (an event is never split: one that is longer
-    makes a batch of its own), or when `linger` seconds have passed since its first line. Where it ends changes how fast
-    things go, never what comes out.
+    A batch ends when it holds `max_events` events, or as many rejected lines, or `max_tokens` tokens (an event is never
+    split: one that is longer makes a batch of its own), or when `linger` seconds have passed since its first line.
+    Where it ends changes how fast things go, never what comes out.
 
     Parameters
     ----------
@@ -153,6 +153,9 @@ class Batcher:
                 batch.token_count += len(ids)
                 self._event += 1
             else:
+                full = len(batch.dead) >= self.max_events
+                if full:
+                    break
                 batch.dead.append(prepared.dead[self._line])
             self._line += 1
         if self._line > first:

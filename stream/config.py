@@ -26,7 +26,7 @@ CONFIG_VARIABLE = PREFIX + "CONFIG"
 """The variable that names the configuration file, where the command line does not."""
 
 DETECTORS: dict[str, Any] = {
-    "topic_shift_score": {"name": "shewhart", "width": 2.0, "warm_up": 4, "cool_down": 2, "floor": 0.02},
+    "topic_shift_score": {"name": "shewhart", "width": 1.5, "warm_up": 3, "cool_down": 2, "floor": 0.015},
     "retrieval_error": {"name": "page_hinkley", "mode": "up", "delta": 0.02, "threshold": 2.0},
     "state_norm": {"name": "river", "detector": "ADWIN"},
 }
@@ -189,7 +189,7 @@ def effective(
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else ""
         reason = first["msg"].removeprefix("Value error, ")
-        shown = "" if first["type"] == "value_error" and repr(first["input"]) in reason else f", got {first['input']!r}"
+        shown = "" if first["type"] == "value_error" and ", got " in reason else f", got {first['input']!r}"
         raise ConfigurationError(f"{_option(name)} ({origins.get(name, 'settings')}): {reason}{shown}") from None
 
 

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event as Flag
+from threading import Thread
 
 import numpy as np
 import structlog
@@ -31,8 +32,9 @@ from stream.dead_letters import DeadLetterFile
 from stream.engine import Engine, Outcome
 from stream.event import EventParser
 from stream.reader import Reader
-from stream.sinks import Sink, open_sink
-from stream.sources import Source, open_source
+from stream.sinks import JsonlSink, Sink, open_sink
+from stream.sources import FileSource, Source, open_source
+from stream.sources.file_source import ENDINGS
 from stream.sources.source import Position
 from stream.store import Checkpoint, OutputMark, StateStore
 
@@ -122,6 +124,11 @@ class Consumer:
         ConfigurationError
             Something is not there, is in use, or does not fit; nothing that was there before was changed.
         """
+        self._refuse_own_output()
+        stopper = Thread(target=self._close_source, name="stopper", daemon=True)
+        stopper.start()
+        self._open.callback(stopper.join)
+        self._open.callback(self._stopping.set)
         checkpoint = Checkpoint()
         if self.settings.state is not None:
             self.store = StateStore(self.settings.state)
@@ -145,6 +152,23 @@ class Consumer:
         self._open.callback(self.reader.stop)
         self.ready = True
 
+    def _refuse_own_output(self) -> None:
+        """Refuse a source that would read what this run writes."""
+        if not isinstance(self.source, FileSource):
+            return
+        given = self.source.path.resolve()
+        for path in (self.dead_letter_path, self.sink.path if isinstance(self.sink, JsonlSink) else None):
+            if path is not None and (path.resolve() == given or _is_read_in(given, path.resolve())):
+                raise ConfigurationError(
+                    f"{path}: expected an output that the source {self.source.path} does not read, got one that it "
+                    "would; write it somewhere else"
+                )
+
+    def _close_source(self) -> None:
+        """Once told to stop, close the source, whoever waits for it at that moment: `open`, or the reader."""
+        self._stopping.wait()
+        self.reader.stop()
+
     def run(self, each: Callable[[], None] = lambda: None) -> Totals:
         """Consume until the end of the input, or until `stop`.
 
@@ -165,9 +189,8 @@ class Consumer:
             if batch is not None:
                 self._take(batch)
             now = self.last_tick = self._clock()
-            if self._uncommitted and (
-                now - committed >= self.settings.checkpoint_every or self.engine.pool.wants_commit
-            ):
+            full = self.store is not None and self.engine.pool.wants_commit
+            if self._uncommitted and (full or now - committed >= self.settings.checkpoint_every):
                 self.commit()
                 committed = self._clock()
             self.totals.seconds = now - begun
@@ -224,7 +247,6 @@ class Consumer:
             self._stop_at = now
             self.ready = False
             log.info("draining", deadline_seconds=self.settings.drain, chunks=self.reader.waiting)
-            self.reader.stop()
         return now - self._stop_at < self.settings.drain
 
     def _take(self, batch: MicroBatch) -> None:
@@ -301,3 +323,7 @@ def dead_letter_path(settings: RunSettings) -> Path | None:
     if settings.sink is not None and settings.sink.startswith("jsonl:"):
         return Path(settings.sink.removeprefix("jsonl:")).with_suffix(".dead.jsonl")
     return None
+
+
+def _is_read_in(folder: Path, path: Path) -> bool:
+    return folder.is_dir() and path.parent == folder and path.name.endswith(ENDINGS) and not path.name.startswith(".")

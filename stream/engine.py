@@ -96,15 +96,22 @@ class Writes:
         `[M]` bool: rows without a non-finite number, the others are not written; None if all are sound.
     pairs
         Keys and values on the host, `[M, H, R]`.
+    counts
+        `[n]` int64: how many sound rows event i writes.
     """
 
     rows: Projected
     bounds: npt.NDArray[np.int64]
     sound: Tensor | None
     pairs: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] = field(init=False)
+    counts: npt.NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pairs", (self.rows.k.cpu().numpy(), self.rows.v.cpu().numpy()))
+        up_to = self.bounds
+        if self.sound is not None:
+            up_to = np.concatenate([[0], np.cumsum(self.sound.cpu().numpy())])[self.bounds]
+        object.__setattr__(self, "counts", np.diff(up_to))
 
 
 class Engine:
@@ -196,17 +203,19 @@ class Engine:
             encoded = self.backbone.encode(np.concatenate(ids), offsets, want_hidden=self.write == "token")
         with self._stage(spent, "projection"):
             embeddings = encoded.embedding.cpu().numpy()
+            embeddings[lengths == 0] = np.nan  # of no tokens there is no embedding, whatever a model makes of them
             if self.write == "token":
                 rows, bounds = cast(Tensor, encoded.hidden), offsets
             else:  # one row an event; an event without tokens has nothing to write
                 some = torch.from_numpy(lengths > 0).to(encoded.embedding.device)
                 rows, bounds = encoded.embedding[some], np.concatenate([[0], np.cumsum(lengths > 0)])
-            sound = None
-            if not bool(torch.isfinite(rows.sum())):  # rare: only then look at each number
+            sound, projected = None, self.project(rows)
+            if not bool(torch.isfinite(rows.sum() + projected.k.sum() + projected.v.sum())):  # rare: only then look
                 finite = torch.isfinite(rows)
                 outcome.nonfinite = int(finite.numel() - finite.sum())
-                sound = finite.all(dim=1) if outcome.nonfinite else None
-            writes = Writes(self.project(rows), bounds, sound)
+                sound = (torch.isfinite(projected.k) & torch.isfinite(projected.v)).flatten(1).all(dim=1)
+                outcome.nonfinite += int((finite.all(dim=1) & ~sound).sum())  # huge numbers overflow here
+            writes = Writes(projected, bounds, sound)
         with self._stage(spent, "pool"):
             names = list(dict.fromkeys(event.stream for event in events))
             by_name = dict(zip(names, self.pool.acquire(names).tolist(), strict=True))
@@ -225,7 +234,7 @@ class Engine:
             head_norms = result.state_norm.cpu().numpy()
             write_error = result.mean_write_error.cpu().numpy().astype(np.float64).mean(axis=1)
         with self._stage(spent, "signals"):
-            wrote = writes.bounds[index + 1] > writes.bounds[index]
+            wrote = writes.counts[index] > 0
             self._remember(slots[wrote], index[wrote], writes)
             state_norm, stable_rank = self.norm.measure(states, slots, head_norms)
             signals = {
@@ -291,9 +300,9 @@ class Engine:
         self._scan(alone, np.arange(len(acting)), index[acting], writes)
         at = torch.from_numpy(slots[acting]).to(states.device)
         factor = torch.from_numpy(actions.factor[acting].astype(np.float32)).to(states.device)[:, None, None, None]
+        self.norm.lanes.clear(slots[actions.factor == 0])  # of a new state the old one's direction says nothing
         # A reset forgets even what is not finite: 0 · NaN would not.
-        kept = torch.where(factor == 0, torch.zeros_like(alone), factor * states[at])
-        states[at] = kept + (1 - factor) * alone
+        states[at] = torch.where(factor == 0, alone, factor * states[at] + (1 - factor) * alone)
 
     def _number(self, slots: Slots, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the events' numbers in their streams, and count them."""

@@ -18,7 +18,9 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -60,7 +62,7 @@ _counters = sql.Table(
 )
 
 FETCH = 500
-"""Lanes asked for in one query: databases bound the number of parameters."""
+"""Lanes asked for in one query, or written by one: databases bound the number of parameters, and memory is finite."""
 
 
 class FencedError(EbbtideError):
@@ -119,7 +121,8 @@ class StateStore:
         self._epoch = 0
         self._lock: int | None = None
         self._database = _connect(url)
-        self.url = self._database.url.render_as_string(hide_password=True)
+        made = self._database.url
+        self.url = url if made.password is None else made.render_as_string(hide_password=True)
         self._file = None if self._database.dialect.name != "sqlite" else self._path(create)
         try:
             with self._database.begin() as connection:
@@ -188,7 +191,7 @@ class StateStore:
         """
         self._take_lock()
         self._log_ahead()
-        with self._database.begin() as connection:
+        with self._transaction() as connection:
             stored = {}
             if connection.execute(sql.select(_counters.c.id)).first() is not None:  # there is a checkpoint
                 stored = {row.name: row.value for row in connection.execute(sql.select(_run)) if row.name != "schema"}
@@ -216,6 +219,18 @@ class StateStore:
                 f"--state {self.url}: another ebbtide run is using this store; stop it first, or give this one its own"
             ) from None
 
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """Do all of what is in the block, or, if that raises, nothing."""
+        try:
+            with self._database.begin() as connection:
+                yield connection
+        except sql.exc.SQLAlchemyError as error:
+            raise EbbtideError(
+                f"--state {self.url}: the database refused: {_first_line(error)}; the last checkpoint is as it was, "
+                "and the same command goes on from it"
+            ) from error
+
     def _log_ahead(self) -> None:
         """Have SQLite keep a write-ahead log: readers do not hold up commits then. The file remembers it."""
         if self._file is not None:
@@ -228,13 +243,13 @@ class StateStore:
     @property
     def settings(self) -> dict[str, str]:
         """The settings that the stored states depend on."""
-        with self._database.connect() as connection:
+        with self._transaction() as connection:
             rows = connection.execute(sql.select(_run).order_by(_run.c.name))
             return {row.name: row.value for row in rows if row.name != "schema"}
 
     def load(self) -> Checkpoint:
         """Return the last checkpoint; an empty one if there is none."""
-        with self._database.connect() as connection:
+        with self._transaction() as connection:
             counters = connection.execute(sql.select(_counters.c["values"])).scalar()
             return Checkpoint(
                 {
@@ -254,7 +269,7 @@ class StateStore:
             A row fails its checksum.
         """
         found: dict[str, LaneRecord] = {}
-        with self._database.connect() as connection:
+        with self._transaction() as connection:
             for first in range(0, len(lanes), FETCH):
                 some = lanes[first : first + FETCH]
                 for row in connection.execute(sql.select(_lanes).where(_lanes.c.lane.in_(some))):
@@ -263,13 +278,13 @@ class StateStore:
 
     def lanes(self) -> Iterator[tuple[str, LaneRecord]]:
         """Yield every stored lane, by name."""
-        with self._database.connect() as connection:
+        with self._transaction() as connection:
             for row in connection.execute(sql.select(_lanes).order_by(_lanes.c.lane)).yield_per(FETCH):
                 yield row.lane, self._record(row)
 
     def count(self) -> int:
         """Return the number of stored lanes."""
-        with self._database.connect() as connection:
+        with self._transaction() as connection:
             return int(connection.execute(sql.select(sql.func.count()).select_from(_lanes)).scalar_one())
 
     def commit(
@@ -288,46 +303,23 @@ class StateStore:
         EbbtideError
             The database cannot store it, such as for want of room.
         """
-        try:
-            return self._commit(lanes, positions, marks, counters)
-        except sql.exc.SQLAlchemyError as error:
-            raise EbbtideError(
-                f"--state {self.url}: the checkpoint could not be stored: {_first_line(error)}; what was there before is "
-                "as it was, and the same command goes on from it"
-            ) from error
-
-    def _commit(
-        self,
-        lanes: Iterable[tuple[str, LaneRecord]],
-        positions: Mapping[str, Position],
-        marks: Mapping[str, OutputMark],
-        counters: Mapping[str, Any],
-    ) -> int:
-        rows = [
-            {
-                "lane": lane,
-                "layout": record.layout,
-                "state": record.state,
-                "beside": beside,
-                "crc": _crc(record.state, beside),
-            }
-            for lane, record in lanes
-            for beside in (_pack(record.beside),)
-        ]
-        with self._database.begin() as connection:
+        written, rest = 0, iter(lanes)
+        with self._transaction() as connection:
             mine = connection.execute(_owner.update().where(_owner.c.epoch == self._epoch).values(epoch=self._epoch))
             if mine.rowcount != 1:
                 raise FencedError(f"--state {self.url}: another consumer has taken this store over; this one stops")
-            self._replace(connection, _lanes, _lanes.c.lane, rows)
+            while rows := [_row(lane, record) for lane, record in islice(rest, FETCH)]:
+                self._replace(connection, _lanes, _lanes.c.lane, rows)
+                written += len(rows)
             places = [{"partition": name, "position": place.to_json()} for name, place in positions.items()]
             self._replace(connection, _partitions, _partitions.c.partition, places)
-            # An output that this run leaves out has a gap from here on: its old mark must not pass for a place to go on.
+            # An output that this run leaves out has a gap from here on: its old mark is no place to go on from.
             connection.execute(_marks.delete().where(_marks.c.output.not_in(list(marks))))
             marked = [{"output": name, "mark": mark, "identity": identity} for name, (mark, identity) in marks.items()]
             self._replace(connection, _marks, _marks.c.output, marked)
             values = json.dumps(counters, separators=(",", ":"))
             self._replace(connection, _counters, _counters.c.id, [{"id": 1, "values": values}])
-        return len(rows)
+        return written
 
     def _replace(
         self, connection: Connection, table: sql.Table, key: sql.Column[Any], rows: Sequence[Mapping[str, Any]]
@@ -367,7 +359,9 @@ def _connect(url: str) -> Engine:
 
         @sql.event.listens_for(database, "connect")
         def _set_up(connection: Any, _: Any) -> None:
-            connection.isolation_level = None  # the driver begins no transactions: left to it, it makes tables outside one
+            connection.isolation_level = (
+                None  # transactions begin below: left to itself, the driver makes tables without
+            )
             connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
 
         @sql.event.listens_for(database, "begin")
@@ -383,6 +377,12 @@ def _dialect_insert(dialect: str) -> Any:
     else:
         from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]
     return insert
+
+
+def _row(lane: str, record: LaneRecord) -> dict[str, Any]:
+    beside = _pack(record.beside)
+    crc = _crc(record.state, beside)
+    return {"lane": lane, "layout": record.layout, "state": record.state, "beside": beside, "crc": crc}
 
 
 def _pack(parts: Mapping[str, bytes]) -> bytes:

@@ -108,7 +108,7 @@ def gradients(batch: Batch, form: str, seed: int = 5) -> list[Tensor]:
     leaves = [batch.states, batch.q, batch.k, batch.v, batch.beta, *([batch.lam] if batch.lam is not None else [])]
     leaves = [leaf.clone().requires_grad_() for leaf in leaves]
     lanes = (batch.slots, batch.segments, batch.offsets)
-    result = scan(leaves[0], *lanes, *leaves[1:], mode=batch.mode, form=form, token_mask=batch.token_mask)  # type: ignore[misc, arg-type]
+    result = scan(leaves[0], *lanes, *leaves[1:], mode=batch.mode, form=form, token_mask=batch.token_mask)  # type: ignore[arg-type]
     draw = torch.Generator().manual_seed(seed)
     loss = batch.states.new_zeros(())
     for output in (result.reads, result.write_error, result.final_states):

@@ -124,7 +124,7 @@ def attached(model: Any, adapter: Path, batch: int | None = None) -> Iterator[At
 def reference(
     tensors: dict[str, Tensor], config: AdapterConfig, hidden: Tensor, state: Tensor, real: Tensor, ids: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One layer over one stream: hidden `[T, D]`, state `[H, R, R]`, real `[T]` → state after, corrections' reads `[T, H·R]`."""
+    """One layer over one stream: hidden `[T, D]`, state `[H, R, R]`, real `[T]` → state after, reads `[T, H·R]`."""
     R, H = config.rank, config.num_state_heads
     weights = {name: tensor.double() for name, tensor in tensors.items()}
     hidden, S = hidden.double(), state.double().clone()
@@ -195,7 +195,7 @@ def check_against_reference(
     ids: Tensor | None = None,
     rounds: int = 2,
 ) -> None:
-    """Run the model twice over two streams, and compare every layer's state and corrected projections with the reference."""
+    """Run the model twice over two streams; compare every layer's state and corrected projections."""
     tensors = read_tensors(folder)
     segment = config.memory_write_granularity.removesuffix("_mean")
     with attached(model, folder, 2) as memory:
@@ -212,12 +212,8 @@ def check_against_reference(
                     key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")
                 }
                 hidden = tap.seen[f"{name}.q"][0]
-                pairs = [
-                    reference(
-                        own, config, hidden[b], before[name][b], visible[b], None if segment == "token" else ids[b]
-                    )  # type: ignore[index]
-                    for b in range(2)
-                ]
+                rows = [None, None] if ids is None or segment == "token" else list(ids)
+                pairs = [reference(own, config, hidden[b], before[name][b], visible[b], rows[b]) for b in range(2)]
                 torch.testing.assert_close(
                     memory.states[name], torch.stack([pair[0] for pair in pairs]).float(), atol=2e-5, rtol=1e-4
                 )
@@ -467,8 +463,7 @@ def test_save_load_and_go_on_equals_going_on(tmp_path: Path) -> None:
 
 
 def test_streams_of_a_pool_are_advanced_where_they_are(model: Any, adapter: Path) -> None:
-    shape = {"layers": 3, "heads": 1, "rank": 4}
-    pool, x = StatePool(**shape, capacity=6), tokens(2, 8)
+    pool, x = StatePool(layers=3, heads=1, rank=4, capacity=6), tokens(2, 8)
     slots = torch.from_numpy(pool.acquire(["a", "b", "c", "d"]))
     pool.states.normal_(generator=torch.Generator().manual_seed(0))
     before = pool.states.clone()
@@ -486,6 +481,10 @@ def test_streams_of_a_pool_are_advanced_where_they_are(model: Any, adapter: Path
         assert torch.equal(model(x).logits, logits[0])
         assert torch.equal(model(x[:, :1]).logits, logits[1])
         assert torch.equal(memory.stacked_states, after)
+        for row in range(2):
+            memory.reset(1)
+            memory.stacked_states = before[chosen[row : row + 1]]
+            torch.testing.assert_close(model(x[row : row + 1]).logits[0], logits[0][row], atol=2e-5, rtol=1e-4)
 
 
 def test_states_keep_on_across_inference_mode(model: Any, adapter: Path) -> None:
@@ -574,7 +573,7 @@ def test_the_two_conventions_of_4d_masks_mean_the_same(tmp_path: Path) -> None:
 
 
 def test_an_integer_4d_mask_is_refused(model: Any, adapter: Path) -> None:
-    with attached(model, adapter, 1), pytest.raises(TypeError, match="boolean .* or additive"):
+    with attached(model, adapter, 1), pytest.raises(TypeError, match=r"boolean .* or additive"):
         model(tokens(1, 3), attention_mask=torch.ones(1, 1, 3, 3, dtype=torch.long))
 
 
@@ -593,8 +592,6 @@ def greedy(model: Any, x: Tensor, new: int) -> Tensor:
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("cache", [None, "static"])
 def test_generate_writes_and_reads_like_a_loop(kind: str, cache: str | None, tmp_path: Path) -> None:
-    if cache and kind == "mistral":
-        pytest.skip("a static cache of a sliding window is the dynamic case again")
     model = build(kind)
     adapter, x = random_adapter(model, tmp_path), tokens(2, 6)
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
@@ -634,7 +631,7 @@ def segment_adapter(model: Any, folder: Path, unit: str = "message") -> Path:
 def test_segment_adapters_ask_for_ids_before_anything_is_written(unit: str, model: Any, tmp_path: Path) -> None:
     x, ids = tokens(2, 4), torch.zeros(2, 4, dtype=torch.int64)
     with attached(model, segment_adapter(model, tmp_path, unit), 2) as memory:
-        with pytest.raises(ValueError, match=f"set_segments\\({unit}_ids"):
+        with pytest.raises(ValueError, match=rf"set_segments\({unit}_ids"):
             model(x)
         assert not memory.stacked_states.any()
         memory.set_segments(**{f"{unit}_ids": ids})
@@ -744,25 +741,40 @@ def test_all_forms_of_a_step_agree(config: str, write: bool, tmp_path: Path, mon
                         for record in records
                         for part in (record.q, record.k, record.v, record.beta, record.lam, record.reads)
                     ]
-                    errors = (
-                        []
-                        if not write
-                        else [
-                            record.write_error if record.written is None else record.write_error[record.written]  # type: ignore[index]
-                            for record in records
-                        ]
-                    )
-                    shown = [part.clone() for part in (*shown, *errors)]
+                    for record in records:
+                        assert (record.write_error is None) != write
+                        if record.write_error is not None:
+                            error = record.write_error
+                            shown.append(error if record.written is None else error[record.written])
+                    shown = [part.clone() for part in shown]
                     results.append((logits if mask is None else logits[mask.bool()], memory.stacked_states, *shown))
             for compiled, plain in zip(*results, strict=True):
                 torch.testing.assert_close(compiled, plain, atol=3e-5, rtol=1e-4)
+
+
+def test_a_compiled_model_decodes_in_one_graph(model: Any, adapter: Path) -> None:
+    """No form of the step talks to the host behind the compiler's back; what it computes is the same."""
+    x, y = tokens(2, 7), tokens(2, 1, 3)
+    expected = run_streams(model, adapter, torch.cat([x, y], 1), (7,))
+    with attached(model, adapter, 2) as memory:
+        output = model(x, use_cache=True)
+        graphs: list[int] = []
+
+        def count(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., Any]:
+            graphs.append(len(graph.graph.nodes))
+            return graph.forward
+
+        logits = torch.compile(model, backend=count)(y, past_key_values=output.past_key_values).logits
+        assert len(graphs) == 1
+        torch.testing.assert_close(logits, expected[0][:, 7:], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(memory.stacked_states, expected[1], atol=1e-5, rtol=1e-4)
 
 
 # What is measured.
 
 
 def test_stats_are_those_of_the_records(model: Any, tmp_path: Path) -> None:
-    adapter = random_adapter(model, tmp_path, num_state_heads=2, rank=3)
+    adapter = random_adapter(model, tmp_path, num_state_heads=2)
     for length in (12, 2):
         with attached(model, adapter, 2) as memory:
             tap = Tap(model, list(memory.module_names))
@@ -779,7 +791,7 @@ def test_stats_are_those_of_the_records(model: Any, tmp_path: Path) -> None:
                 ratio = ((corrected - base).norm(dim=-1) / base.norm(dim=-1))[real.bool()].mean()
                 assert numbers.delta_ratio == pytest.approx(float(ratio), rel=1e-3)
                 assert numbers.beta == pytest.approx(float(record.beta[on].mean()), rel=1e-5)
-                assert numbers.lam == pytest.approx(1 - numbers.beta, rel=1e-5)
+                assert numbers.lam == pytest.approx(1 - float(record.beta[on].mean()), rel=1e-5)
                 assert numbers.state_norm == pytest.approx(
                     float(memory.states[name].flatten(2).norm(dim=-1).mean()), rel=1e-6
                 )
@@ -828,20 +840,18 @@ def test_gradients_reach_reads_and_the_writes_of_earlier_passes(config: str, tmp
 
     with attach(model, adapter) as memory:
         memory.trainable()
-        loss(memory).backward()
+        torch.autograd.backward(loss(memory))
         parameters = [parameter for parameter in memory.parameters() if parameter.requires_grad]
         assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in parameters)
         assert all(parameter.grad is None for parameter in model.parameters())
         direction = [parameter.grad / parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
-        length = sum(
-            float((parameter.grad * part).sum()) for parameter, part in zip(parameters, direction, strict=True)
-        )  # type: ignore[operator]
+        length = sum(float(parameter.grad.norm()) for parameter in parameters if parameter.grad is not None)
         ends, step = [], 5e-3
         memory.trainable(False)
         with torch.no_grad():
             for sign in (1, -2, 1):
                 for parameter, part in zip(parameters, direction, strict=True):
-                    parameter += sign * step * part
+                    parameter.add_(part, alpha=sign * step)
                 ends.append(float(loss(memory)))
         assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(length, rel=0.03)
         assert torch.equal(memory.stacked_states, memory.stacked_states.detach())
@@ -853,7 +863,7 @@ def test_recorded_and_unrecorded_passes_agree(model: Any, adapter: Path) -> None
     with attach(model, adapter) as memory:
         memory.trainable()
         memory.reset(2)
-        logits = torch.cat([model(part).logits for part in x.split(9, 1)], 1)
+        logits = torch.cat([model(part).logits for part in torch.split(x, 9, 1)], 1)
         assert memory.stacked_states.requires_grad
         torch.testing.assert_close(memory.stacked_states, plain[1], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(logits, plain[0], atol=2e-5, rtol=1e-4)
@@ -898,10 +908,10 @@ def test_a_new_adapter_has_the_published_initialisation(model: Any, tmp_path: Pa
     assert own["delta_o_proj"][:, :8].any()
     assert not own["delta_k_proj"].any()
     assert not own["beta_proj"].any()
-    assert own["beta_bias"].unique().tolist() == [-1.5]
-    assert own["lambda_bias"].unique().tolist() == [1.5]
+    assert own["beta_bias"].tolist() == [-1.5] * 20
+    assert own["lambda_bias"].tolist() == [1.5] * 20
     assert float(torch.sigmoid(own["delta_scale_raw"]) * 2) == pytest.approx(0.5)
-    assert own["delta_o_rmsnorm_weight"].unique().tolist() == [1]
+    assert own["delta_o_rmsnorm_weight"].tolist() == [1] * 32
     bound = 1 / 32**0.5
     assert 0.9 * bound < float(own["memory_k_proj"].abs().max()) <= bound
     again = read_tensors(new_adapter(model, config, tmp_path / "again"))
@@ -930,7 +940,8 @@ def test_the_files_are_the_published_ones(model: Any, tmp_path: Path) -> None:
     assert fields["latent_gate_init"] == 0.01
     tensors = torch.load(tmp_path / PUBLISHED_FILE, weights_only=True)
     assert {key.removeprefix("model.layers.1.self_attn.") for key in tensors} == {
-        "memory_q_proj", "memory_k_proj", "memory_v_proj", "delta_q_proj", "delta_k_proj", "delta_v_proj", "delta_o_proj", "beta_proj", "beta_bias",
+        "memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj", "beta_bias",
+        "delta_q_proj", "delta_k_proj", "delta_v_proj", "delta_o_proj",
     }  # fmt: skip
     with attached(model, tmp_path) as memory:
         save_adapter(memory, tmp_path / "one", files="safetensors")
@@ -951,9 +962,8 @@ def test_archived_fields_are_accepted_at_their_defaults_and_refused_by_name_othe
     fields = json.loads(path.read_text())
     attach(model, tmp_path).detach()
     default = fields[field]
-    fields[field] = {bool: lambda: not default, str: lambda: "other", list: lambda: [1]}.get(
-        type(default), lambda: default + 1
-    )()
+    others: dict[type, Any] = {bool: default is False, str: "other", list: [1]}
+    fields[field] = others[type(default)] if type(default) in others else default + 1
     path.write_text(json.dumps(fields))
     with pytest.raises(ConfigurationError, match=f"{field} is archived"):
         attach(model, tmp_path)
@@ -1000,7 +1010,7 @@ def test_adapters_that_do_not_fit_are_refused(model: Any, adapter: Path, tmp_pat
     refuse("which its configuration does not use", {**tensors, "model.layers.0.self_attn.lambda_bias": torch.zeros(4)})
     refuse("target_layers too few", tensors, target_layers=(0, 1))
     refuse(r"target_layers has \[3\], but the model's layers are 0..2", tensors, target_layers=(0, 3))
-    with pytest.raises(ConfigurationError, match="expected delta_mem_config.json there"):
+    with pytest.raises(ConfigurationError, match=r"expected delta_mem_config\.json there"):
         attach(model, tmp_path / "nowhere")
     (adapter / CONFIG_FILE).write_text('{"rank": 4, "delta_head": ["q"]}')
     with pytest.raises(ConfigurationError, match="delta_head"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ from memory.deltamem.adapter_io import PUBLISHED_FILE, read_tensors
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 TOLERANCE = 1e-4  # on logits and states, absolute
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def _cases() -> list[str]:

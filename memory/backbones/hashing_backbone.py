@@ -56,6 +56,8 @@ class HashingBackbone(Backbone):
 
     def tokenize(self, texts: Sequence[str]) -> list[Ids]:
         """Split and hash all the texts in one compiled pass."""
+        if not texts:
+            return []
         encoded = [text.lower().encode() for text in texts]
         ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
         ids = np.empty(int(ends[-1]) if len(ends) else 0, np.int64)

@@ -36,12 +36,9 @@ def parse_config(
 ) -> AdapterConfig:
     """Check settings, and say in one line what is wrong with them.
 
-    Examples
-    --------
-    >>> parse_config({"rank": 0})
-    Traceback (most recent call last):
-    ...
-    memory.errors.ConfigurationError: the adapter's configuration: rank: input should be greater than or equal to 1, got 0
+    Examples -------- >>> parse_config({"rank": 0}) Traceback (most recent call last): ...
+    memory.errors.ConfigurationError: the adapter's configuration: rank: input should be greater than or equal to 1,
+    got 0
     """
     if isinstance(fields, AdapterConfig):
         return fields
@@ -126,8 +123,8 @@ def write_adapter(
     config, tensors
         The settings; ``<module>.<published name>`` → tensor.
     files
-        Which tensors files: ``safetensors``, the published ``pt``, or ``both``. One that is not written is removed, so that
-        none is left out of date.
+        Which tensors files: ``safetensors``, the published ``pt``, or ``both``. One that is not written is removed,
+        so that none is left out of date.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)

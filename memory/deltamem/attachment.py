@@ -1,8 +1,8 @@
 """δ-mem on a frozen language model: hooks on its attention, and the states that they read and write.
 
-For every token, in the order of the paper: the state is read with the projected hidden state, the read corrects the queries
-(before their norm and rotation) and the attention's output, and the state is written. The states belong to the streams, not
-to the model: they are set, taken out and shared between batches freely.
+For every token, in the order of the paper: the state is read with the projected hidden state, the read corrects the
+queries (before their norm and rotation) and the attention's output, and the state is written. The states belong to
+the streams, not to the model: they are set, taken out and shared between batches freely.
 """
 
 from __future__ import annotations
@@ -100,10 +100,9 @@ class Attachment:
         Keep what `records` and `stats` need of the last forward pass (some 200 bytes a token, layer and state head at
         rank 8). False keeps nothing.
 
-    Notes
-    -----
-    While attached, the model's own parameters do not require gradients (as they were before, after `detach`): it is frozen,
-    and so a forward pass outside `torch.no_grad` takes the fast path too. `trainable` switches the adapter's on.
+    Notes ----- While attached, the model's own parameters do not require gradients (as they were before, after
+    `detach`): it is frozen, and so a forward pass outside `torch.no_grad` takes the fast path too. `trainable`
+    switches the adapter's on.
     """
 
     def __init__(self, model: nn.Module, config: AdapterConfig, sites: list[Site], layers: list[MemoryLayer]):
@@ -167,7 +166,7 @@ class Attachment:
 
     @property
     def states(self) -> dict[str, Tensor]:
-        """Module name → `[B, H, R, R]` float32: copies (in training, part of the graph). Setting takes the same, whole."""
+        """Module name → `[B, H, R, R]` float32: copies (in training, part of the graph). Set as a whole."""
         return self.state_rows.named()
 
     @states.setter
@@ -176,7 +175,7 @@ class Attachment:
 
     @property
     def stacked_states(self) -> Tensor:
-        """All states as one `[B, L, H, R, R]` float32 tensor, layers in the order of `module_names`; else like `states`."""
+        """All states as one `[B, L, H, R, R]` float32 tensor, in the order of `module_names`; else like `states`."""
         return self.state_rows.stacked()
 
     @stacked_states.setter
@@ -203,9 +202,9 @@ class Attachment:
         Parameters
         ----------
         message_ids, sentence_ids
-            `[B, T]` int64, −1: not written. A message-mean adapter needs the first; a sentence-mean one needs the second,
-            and given both writes a token only where neither is −1. A stream's segments are written in the order of
-            their ids. Adapters with token writes ignore them.
+            `[B, T]` int64, −1: not written. A message-mean adapter needs the first; a sentence-mean one needs the
+            second, and given both writes a token only where neither is −1. A stream's segments are written in the
+            order of their ids. Adapters with token writes ignore them.
         """
         for name, ids in (("message_ids", message_ids), ("sentence_ids", sentence_ids)):
             if ids is not None and (ids.ndim != 2 or ids.dtype != torch.int64):
@@ -223,9 +222,8 @@ class Attachment:
         batch, tokens = hidden.shape[:2]
         ids = self._segment_ids(batch, tokens)
         kept = self._pass
-        if mask is None and ids is None and kept is not None and kept.source is None and kept.segments is None:
-            if (kept.batch, kept.tokens) == (batch, tokens):
-                return kept  # decoding: nothing to work out again
+        if mask is None and ids is None and kept is not None and kept.serves_again(batch, tokens):
+            return kept
         cache = kwargs.get("past_key_values", args[3] if len(args) > 3 else None)
         self._pass = begin_pass(hidden, mask, cache, self._hooks[place].site.layer, ids)
         return self._pass
@@ -242,8 +240,8 @@ class Attachment:
             states.reset(len(hidden))
         elif len(hidden) != states.batch:
             raise ValueError(
-                f"the batch has {len(hidden)} streams, the memory holds {states.batch}: call reset({len(hidden)}), or bind "
-                f"or set the states of these streams"
+                f"the batch has {len(hidden)} streams, the memory holds {states.batch}: call reset({len(hidden)}), or "
+                f"bind or set the states of these streams"
             )
 
     def _segment_ids(self, batch: int, tokens: int) -> tuple[Tensor | None, ...] | None:
@@ -254,8 +252,8 @@ class Attachment:
         ids = (message,) if unit == "message" else (message, sentence)
         if ids[-1] is None:
             raise ValueError(
-                f"this adapter writes {unit} means: call set_segments({unit}_ids=...) before each forward pass, or turn "
-                f"write_enabled off"
+                f"this adapter writes {unit} means: call set_segments({unit}_ids=...) before each forward pass, or "
+                f"turn write_enabled off"
             )
         for part in ids:
             if part is not None and part.shape != (batch, tokens):
@@ -297,8 +295,8 @@ class Attachment:
     def trainable(self, on: bool = True) -> Attachment:
         """Record gradients of the adapter's parameters, through reads and writes, or stop doing so.
 
-        States written while recording are part of the graph, so that a loss reaches the writes of earlier forward passes;
-        `reset`, or setting the states, begins anew.
+        States written while recording are part of the graph, so that a loss reaches the writes of earlier forward
+        passes; `reset`, or setting the states, begins anew.
         """
         for layer in self._layers:
             layer.trainable(on)

@@ -78,7 +78,8 @@ class AdapterConfig(BaseModel):
     delta_o_rmsnorm, delta_o_rmsnorm_eps
         RMS norm with a learnt weight on the correction of o.
     trainable_delta_scale, delta_scale_init, delta_scale_max, delta_scale_granularity
-        A learnt factor ``delta_scale_max · sigmoid(raw)`` beside α / R, one for the layer or one for each of q, k, v, o.
+        A learnt factor ``delta_scale_max · sigmoid(raw)`` beside α / R, one for the layer or one for each of q, k, v,
+        o.
 
     References
     ----------

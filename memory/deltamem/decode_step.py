@@ -1,31 +1,31 @@
 """The compiled form for a few tokens a stream: a decode step, in one call from the packed projections to the reads.
 
-One token needs some fifty numbers of arithmetic per layer; what costs is the number of calls into torch. So the activations,
-the read and the write are one compiled function here, and so is adding a low-rank correction. The arithmetic is that of
-`MemoryLayer.activate` and `memory.cpu_scan`; the tests hold the two together.
+One token needs some fifty numbers of arithmetic per layer; what costs is the number of calls into torch. So the
+activations, the read and the write are one compiled function here, and so is adding a low-rank correction. The
+arithmetic is that of `MemoryLayer.activate` and `memory.cpu_scan`; the tests hold the two together.
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
 
 
-@lru_cache(maxsize=None)
+@cache
 def step_kernel(rank: int) -> Any:
     """Compile the step for one rank.
 
-    ``kernel(packed, gate_bias, states, slots, mask, tokens, mode, normalize, write, gates, acts, reads, errors)``, all
-    float32 numpy arrays but for `slots` (int64), `mask` (bool, `[B·T]` or `[0]`) and the plain numbers:
-    `packed` `[B·T, W]`; `states` `[S, H, R, R]`, advanced at `slots` `[B]` if `write`; `gates` is how many gates of each
-    kind W holds; `acts` `[5, B·T·H·R]` receives q, k, v, β and λ, `reads` `[B·T·H·R]` and `errors` `[B·T, H]` the rest.
+    ``kernel(packed, gate_bias, states, slots, mask, tokens, mode, normalize, write, gates, acts, reads, errors)``,
+    all float32 numpy arrays but for `slots` (int64), `mask` (bool, `[B·T]` or `[0]`) and the plain numbers: `packed`
+    `[B·T, W]`; `states` `[S, H, R, R]`, advanced at `slots` `[B]` if `write`; `gates` is how many gates of each kind
+    W holds; `acts` `[5, B·T·H·R]` receives q, k, v, β and λ, `reads` `[B·T·H·R]` and `errors` `[B·T, H]` the rest.
     """
 
-    @numba.njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+    @numba.njit(cache=True, nogil=True, error_model="numpy")
     def kernel(
         packed: Any, gate_bias: Any, states: Any, slots: Any, mask: Any, tokens: Any, mode: Any, normalize: Any,
         write: Any, gates: Any, acts: Any, reads: Any, errors: Any,
@@ -99,7 +99,7 @@ def step_kernel(rank: int) -> Any:
     return kernel
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def sigmoid(number: Any) -> Any:
     """1 / (1 + e⁻ˣ) without overflow, in the precision of `number`."""
     one = np.float32(1)
@@ -109,7 +109,7 @@ def sigmoid(number: Any) -> Any:
     return power / (one + power)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
 def add_low_rank(out: Any, reads: Any, weight: Any, factor: Any, norms: Any) -> None:
     """``out += factor · reads @ weight`` in place, and ‖out‖ before it.
 

@@ -40,6 +40,10 @@ class ForwardPass:
     offsets: Tensor
     segments: Segments | None
 
+    def serves_again(self, batch: int, tokens: int) -> bool:
+        """Whether a later pass without mask and segments is just the same: decoding works nothing out again."""
+        return self.source is None and self.segments is None and (self.batch, self.tokens) == (batch, tokens)
+
 
 def begin_pass(hidden: Tensor, mask: Any, cache: Any, layer: int, ids: tuple[Tensor | None, ...] | None) -> ForwardPass:
     """Work out what a forward pass needs from what its first layer is given.
@@ -51,8 +55,8 @@ def begin_pass(hidden: Tensor, mask: Any, cache: Any, layer: int, ids: tuple[Ten
     mask, cache, layer
         The attention mask, the KV cache before this pass (None without one) and the layer's number in it.
     ids
-        For segment writes: id tensors `[B, T]`; a token is written where none is negative, and belongs to the segment that
-        the last one names. None: token writes, or no writes.
+        For segment writes: id tensors `[B, T]`; a token is written where none is negative, and belongs to the segment
+        that the last one names. None: token writes, or no writes.
     """
     batch, tokens = hidden.shape[:2]
     real = token_validity(mask, batch, tokens, _first_column(mask, cache, tokens, layer))

@@ -1,8 +1,8 @@
 """One layer's hooks: before `self_attn` the memory is read and written, after q, k, v and o the reads are added.
 
-Three forms of the same arithmetic, chosen by what is asked: the compiled step (a few tokens a stream on the host), a torch
-step (one token, other devices: no word with the host, so it can be captured in a graph), and `memory.scan` for all else,
-gradients included.
+Three forms of the same arithmetic, chosen by what is asked: the compiled step (a few tokens a stream on the host), a
+torch step (one token, other devices: no word with the host, so it can be captured in a graph), and `memory.scan` for
+all else, gradients included.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class StepBuffers:
         self.host_acts, self.host_reads = acts.numpy().reshape(5, -1), self.reads.numpy().reshape(-1)
         self.host_errors, self.host_norms = self.errors.numpy(), self.norms.numpy()
         self.gate_bias = layer.gate_bias.detach().numpy()
-        self.weights = {head: layer.deltas[head].detach().numpy() for head in config.delta_heads}
+        self.weights: dict[str, Any] = {head: layer.deltas[head].detach().numpy() for head in config.delta_heads}
         self.kernel = step_kernel(rank)
 
 
@@ -73,12 +73,13 @@ class LayerHooks:
         self.owner, self.site, self.layer, self.place = owner, site, layer, place
         self.record: LayerRecord | None = None
         self.reads: Tensor | None = None  # [B·T, H·R], between self_attn's start and o_proj's end
+        self._packed = layer.packed  # not through the module: its attribute look-up is slow
         self._records = False  # whether autograd records this pass
         self._step: StepBuffers | None = None  # of the compiled step, if this pass took it
         self._buffers: StepBuffers | None = None
         module = site.module
         self.handles: list[RemovableHandle] = [module.register_forward_pre_hook(self._before, with_kwargs=True)]
-        for head in layer.config.delta_heads:
+        for head in dict.fromkeys((*layer.config.delta_heads, "o")):  # o_proj ends the pass, corrected or not
             hook = self._after(head)
             self.handles.append(getattr(module, f"{head}_proj").register_forward_hook(hook))
 
@@ -108,7 +109,7 @@ class LayerHooks:
             or bool(states.recorded)
             or any(parameter.requires_grad for parameter in layer.parameters())
         )
-        packed = F.linear(rows if rows.dtype == torch.float32 else rows.float(), layer.packed)
+        packed = F.linear(rows if rows.dtype == torch.float32 else rows.float(), self._packed)
         if self._records:
             self._scan(packed, run, record=True)
         elif run.tokens <= FEW and run.segments is None and packed.device.type == "cpu" and not _compiling():
@@ -161,13 +162,15 @@ class LayerHooks:
         owner, layer, place = self.owner, self.layer, self.place
         states, config = owner.state_rows, layer.config
         tokens = layer.activate(packed)
+        reads: Tensor | None
         if not owner.write_enabled:
             reads = self._read(states.layer(place), tokens.q, run)
             self.reads = reads.flatten(1)
             self._keep(run, tokens.q, reads, tokens, None)
             return
         if run.segments is None:
-            written, offsets, mask, reads = tokens, run.offsets, run.real, None
+            written, offsets, mask = tokens, run.offsets, run.real
+            reads = None
         else:  # every read of the pass sees the states as they were before it
             written, offsets, mask = layer.activate(run.segments.means(packed)), run.segments.offsets, None
             reads = self._read(states.layer(place), tokens.q, run)
@@ -211,20 +214,17 @@ class LayerHooks:
 
     def _after(self, head: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         projection = getattr(self.site.module, f"{head}_proj")
+        corrects, last = head in self.layer.config.delta_heads, head == "o"
 
         def correct(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
             reads, scale = self.reads, self.owner.scale
-            if reads is None or scale == 0 or module is not projection:
+            if reads is None or module is not projection:
                 return None
-            return self._correct(head, output, reads, scale)
-
-        def correct_last(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-            corrected = correct(module, inputs, output)
-            if module is projection:
+            if last:
                 self.reads = None
-            return corrected
+            return self._correct(head, output, reads, scale) if corrects and scale != 0 else None
 
-        return correct_last if head == "o" else correct
+        return correct
 
     def _correct(self, head: str, output: Tensor, reads: Tensor, scale: float) -> Tensor:
         layer = self.layer
@@ -235,26 +235,27 @@ class LayerHooks:
         step = self._step
         if in_place and step is not None:
             norms = step.host_norms if observed else _NO_NORMS
-            add_low_rank(output.numpy(), step.host_reads, step.weights[head], scale * layer.factor(head), norms)
+            add_low_rank(output.numpy(), step.host_reads, step.weights[head], scale * float(layer.factor(head)), norms)
             if observed and self.record is not None:
                 self.record.output_norm = step.norms
             return output
         if observed and self.record is not None:
             self.record.output_norm = _norms(output.detach())
         if in_place:
-            output.view(len(reads), -1).addmm_(reads, layer.deltas[head], alpha=scale * layer.factor(head))
+            output.view(len(reads), -1).addmm_(reads, layer.deltas[head], alpha=scale * float(layer.factor(head)))
             return output
         correction = layer.correction(head, reads).view(output.shape)
         correction = correction if scale == 1 else correction * scale
         if recorded:
-            return (output.float() + correction).to(output.dtype)
+            return (output + correction).to(output.dtype)
         return output.add_(correction)
 
 
 def _norms(output: Tensor) -> Tensor:
     """‖·‖ of each row, in float32 or better: `[B, T, O]` → `[B·T]`."""
     wide = torch.float64 if output.dtype == torch.float64 else torch.float32
-    return torch.linalg.vector_norm(output, dim=-1, dtype=wide).float().flatten()
+    norms: Tensor = torch.linalg.vector_norm(output, dim=-1, dtype=wide).float().flatten()
+    return norms
 
 
 def _compiling() -> bool:

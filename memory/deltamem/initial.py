@@ -1,8 +1,8 @@
 """The published initialisation of a new adapter.
 
 The memory's q, k and v projections are Kaiming-uniform (a = √5); the gates' projections are zero, so that β begins at
-σ(−1.5) = 0.18 everywhere; the correction heads are not zero but a thin slice of the frozen weight they correct, so that a
-gradient reaches the memory from the first step:
+σ(−1.5) = 0.18 everywhere; the correction heads are not zero but a thin slice of the frozen weight they correct, so
+that a gradient reaches the memory from the first step:
 
     base_slice_fixed   first min(8, R) columns of the weight, each of unit length, times `online_gain`; the rest zero
     base_slice         the same with the first R columns
@@ -39,8 +39,8 @@ def initial_tensors(config: AdapterConfig, site: Site, generator: torch.Generato
     -------
     dict
         ``memory_q_proj``, ``memory_k_proj``, ``memory_v_proj`` [H·R, hidden]; ``delta_{q,k,v,o}_proj`` [out, H·R];
-        ``beta_proj`` [G, hidden] and ``beta_bias`` [G]; where the settings ask for them ``lambda_proj``, ``lambda_bias``,
-        ``delta_scale_raw`` [1] or [4], ``delta_o_rmsnorm_weight`` [out].
+        ``beta_proj`` [G, hidden] and ``beta_bias`` [G]; where the settings ask for them ``lambda_proj``,
+        ``lambda_bias``, ``delta_scale_raw`` [1] or [4], ``delta_o_rmsnorm_weight`` [out].
     """
     width, gates = config.width, config.gates
     tensors = {}

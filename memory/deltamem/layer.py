@@ -1,4 +1,4 @@
-"""One layer's adapter: its parameters, held so that one small matrix product gives q, k, v and the gates of all tokens."""
+"""One layer's adapter: parameters held so that one small matrix product gives all tokens' q, k, v and gates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memory.errors import ConfigurationError
 
 
 class Projected(NamedTuple):
-    """What the memory makes of hidden states: q, k, v, β and λ, each [N, H, R] float32; λ is None where it is 1 − β or 1."""
+    """What the memory makes of hidden states: each [N, H, R] float32; λ is None where it is 1 − β or 1."""
 
     q: Tensor
     k: Tensor
@@ -27,9 +27,9 @@ class Projected(NamedTuple):
 class MemoryLayer(nn.Module):
     """The parameters of one layer, float32.
 
-    `packed` [W, hidden] holds the rows of the q, k, v, β and (free) λ projections, in this order; `gate_bias` [G] or [2G]
-    the biases of the last ones. `deltas` holds the correction heads transposed, [H·R, out], as a product with the reads
-    wants them. `published` and `load_published` speak the adapter format.
+    `packed` [W, hidden] holds the rows of the q, k, v, β and (free) λ projections, in this order; `gate_bias` [G] or
+    [2G] the biases of the last ones. `deltas` holds the correction heads transposed, [H·R, out], as a product with
+    the reads wants them. `published` and `load_published` speak the adapter format.
 
     Parameters
     ----------
@@ -110,8 +110,8 @@ class MemoryLayer(nn.Module):
             names.append("lambda_proj")
             sizes.append(self.gates)
             biases.append("lambda_bias")
-        rows = dict(zip(names, self.packed.detach().split(sizes), strict=True))
-        return rows | dict(zip(biases, self.gate_bias.detach().split(self.gates), strict=True))
+        rows = dict(zip(names, torch.split(self.packed.detach(), sizes), strict=True))
+        return rows | dict(zip(biases, torch.split(self.gate_bias.detach(), self.gates), strict=True))
 
     def activate(self, packed: Tensor) -> Projected:
         """Turn rows of `packed @ x` into q, k, v and gates.
@@ -125,8 +125,8 @@ class MemoryLayer(nn.Module):
         Returns
         -------
         Projected
-            q and k are ``L2norm(tanh(·))`` over each head's R numbers (norms below 10⁻⁶ count as 10⁻⁶), or raw where the
-            settings say so; β and λ are σ(· + bias), spread over the head's rows where there is one gate a head.
+            q and k are ``L2norm(tanh(·))`` over each head's R numbers (norms below 10⁻⁶ count as 10⁻⁶), or raw where
+            the settings say so; β and λ are σ(· + bias), spread over the head's rows where there is one gate a head.
 
         References
         ----------
@@ -137,7 +137,7 @@ class MemoryLayer(nn.Module):
         q, k, v = (packed[:, part * width : (part + 1) * width].reshape(shape) for part in range(3))
         if config.normalize_qk:
             q, k = (F.normalize(torch.tanh(part), dim=-1, eps=1e-6) for part in (q, k))
-        gates = torch.sigmoid(packed[:, 3 * width :] + self.gate_bias).split(self.gates, dim=1)
+        gates = torch.split(torch.sigmoid(packed[:, 3 * width :] + self.gate_bias), self.gates, dim=1)
         a_head = (len(packed), config.num_state_heads, self.gates // config.num_state_heads)
         spread = [gate.reshape(a_head).expand(shape) for gate in gates]
         return Projected(q, k, v, spread[0], spread[1] if config.uses_lambda else None)
@@ -148,7 +148,7 @@ class MemoryLayer(nn.Module):
         raw = self.scale_raw
         if raw is None:
             return base
-        place = HEADS.index(head) if len(raw) > 1 else 0  # type: ignore[arg-type]
+        place = "qkvo".index(head) if len(raw) > 1 else 0
         if raw.requires_grad and torch.is_grad_enabled():
             return base * self.config.delta_scale_max * torch.sigmoid(raw[place])
         version, known = self._factors.get(head, (-1, 0.0))
@@ -158,10 +158,9 @@ class MemoryLayer(nn.Module):
         return known
 
     def correction(self, head: str, reads: Tensor) -> Tensor:
-        """Return the correction of one head: `[N, H·R]` reads → `[N, out]`, float32 (paper eq. 7; δo's RMS norm after it)."""
-        correction = (reads @ self.deltas[head]) * self.factor(head)
+        """Return one head's correction (paper eq. 7), `[N, H·R]` reads → `[N, out]`, float32; δo's RMS norm last."""
+        correction: Tensor = (reads @ self.deltas[head]) * self.factor(head)
         if head == "o" and self.norm_weight is not None:
-            correction = F.rms_norm(
-                correction, correction.shape[-1:], self.norm_weight, self.config.delta_o_rmsnorm_eps
-            )
+            eps = self.config.delta_o_rmsnorm_eps
+            correction = torch.rms_norm(correction, correction.shape[-1:], self.norm_weight, eps)
         return correction

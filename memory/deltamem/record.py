@@ -14,7 +14,7 @@ PIECE = 1024  # tokens
 
 @dataclass(slots=True)
 class LayerRecord:
-    """One layer's last forward pass over B streams of T tokens. The tensors are live: clone what must outlast the next one.
+    """One layer's last forward pass over B streams of T tokens. Clone what must outlast the next one.
 
     Attributes
     ----------
@@ -23,7 +23,8 @@ class LayerRecord:
     q, reads
         `[B·T, H, R]`: the memory's queries, and what they read (0 for padding).
     k, v, beta
-        `[M, H, R]`: what was offered to the write. M = B·T for token writes and where writes are off, else the segments.
+        `[M, H, R]`: what was offered to the write. M = B·T for token writes and where writes are off, else the
+        segments.
     lam
         `[M, H, R]`, λ; the retention gate, which is 1 − β where it is coupled.
     offsets
@@ -85,7 +86,7 @@ def summarise(record: LayerRecord, states: Tensor, layer: MemoryLayer) -> LayerS
     if record.output_norm is not None:
         reads = record.reads.detach().flatten(1)
         with torch.no_grad():  # in pieces: one correction is as large as the layer's output
-            parts = [layer.correction("o", part).norm(dim=-1) for part in reads.split(PIECE)]
+            parts = [layer.correction("o", part).norm(dim=-1) for part in torch.split(reads, PIECE)]
         tiny = torch.finfo(torch.float32).tiny
         ratio = _mean(abs(record.scale) * torch.cat(parts) / record.output_norm.clamp_min(tiny), record.token_mask)
     return LayerStats(

@@ -1,7 +1,8 @@
 """Segment writes: one write for each message or sentence, from the mean of its tokens' hidden states.
 
-The mean is taken after the projection, which is linear: one product serves the reads of the tokens and the writes of the
-segments. All of it depends on the ids and the mask alone, so it is worked out once for all layers of a forward pass.
+The mean is taken after the projection, which is linear: one product serves the reads of the tokens and the writes of
+the segments. All of it depends on the ids and the mask alone, so it is worked out once for all layers of a forward
+pass.
 """
 
 from __future__ import annotations
@@ -60,9 +61,8 @@ def group_segments(ids: Tensor, written: Tensor) -> Segments:
     """
     batch = len(ids)
     row, column = written.nonzero(as_tuple=True)
-    pairs, inverse, counts = torch.stack([row, ids[row, column]], 1).unique(
-        dim=0, return_inverse=True, return_counts=True
-    )
+    named = torch.stack([row, ids[row, column]], 1)
+    pairs, inverse, counts = torch.unique(named, dim=0, return_inverse=True, return_counts=True)
     order = (row * ids.shape[1] + column)[inverse.argsort(stable=True)]
     per_stream = torch.bincount(pairs[:, 0], minlength=batch).cpu()
     return Segments(order, counts, torch.cat([torch.zeros(1, dtype=torch.int64), per_stream.cumsum(0)]))

@@ -1,7 +1,8 @@
 """The states of the streams in a batch: rows of one tensor `[S, L, H, R, R]`, its own or a state pool's.
 
-The scan advances rows in place, so a forward pass over streams that live in a pool copies nothing. With gradients recorded
-the newest states are also kept as part of the autograd graph, until they are set, reset or written without it.
+The scan advances rows in place, so a forward pass over streams that live in a pool copies nothing. With gradients
+recorded the newest states are also kept as part of the autograd graph, until they are set, reset or written without
+it.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class States:
         if slots.dtype != torch.int64 or slots.ndim != 1 or not len(slots):
             raise TypeError(f"slots must be a row of int64, got {slots.dtype} {list(slots.shape)}")
         slots = slots.cpu()
-        if int(slots.min()) < 0 or int(slots.max()) >= len(store) or len(slots.unique()) != len(slots):
+        if int(slots.min()) < 0 or int(slots.max()) >= len(store) or len(set(slots.tolist())) != len(slots):
             raise ValueError(f"slots must be different rows of 0..{len(store) - 1}, got {slots.tolist()[:8]}")
         self.batch = len(slots)
         self.recorded.clear()
@@ -83,6 +84,20 @@ class States:
             self.host_slots = [np.ascontiguousarray(part.numpy()) for part in self.layer_slots]
         else:
             self.device_slots = [part.to(self.device) for part in self.layer_slots]
+
+    def snapshot(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return what `restore` needs to come back here: where the states are, and a copy of them; None before any."""
+        return None if self.batch is None else (self._store, self.layer_slots[0] // self.shape[0], self.stacked())
+
+    def restore(self, saved: tuple[Tensor, Tensor, Tensor] | None) -> None:
+        """Bind again to where the states were, and put back what they were."""
+        if saved is None:
+            self.batch = None
+            self.recorded.clear()
+            return
+        store, slots, states = saved
+        self.bind(store, slots)
+        self.put_stacked(states)
 
     @property
     def rows(self) -> Tensor:
@@ -113,9 +128,8 @@ class States:
     def put_stacked(self, states: Tensor) -> None:
         """Set all states from `[B, L, H, R, R]` float32."""
         if not isinstance(states, Tensor) or states.ndim != 5 or states.shape[1:] != self.shape:
-            raise ValueError(
-                f"states must be [B, L, H, R, R] = [B, {str(self.shape)[1:-1]}], got {list(getattr(states, 'shape', []))}"
-            )
+            shape = list(getattr(states, "shape", []))
+            raise ValueError(f"states must be [B, L, H, R, R] = [B, {str(self.shape)[1:-1]}], got {shape}")
         if states.dtype != torch.float32:
             raise TypeError(f"states must be float32, got {states.dtype}")
         if self.batch is None:

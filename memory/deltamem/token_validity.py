@@ -1,9 +1,9 @@
 """Which tokens of a batch are real: padding neither reads nor writes.
 
-What an attention module is given tells it, in one of three forms: no mask (all real); a 2-D mask `[B, K]`, not zero where
-real; or a 4-D mask `[B, 1, T, K]`, where a token is real if it may see itself. A boolean 4-D mask says True for what may be
-seen; an additive one adds 0 there and a hugely negative number elsewhere. K counts what a KV cache already holds, and with
-a static cache its empty places too: so the token's own column is found from the cache.
+What an attention module is given tells it, in one of three forms: no mask (all real); a 2-D mask `[B, K]`, not zero
+where real; or a 4-D mask `[B, 1, T, K]`, where a token is real if it may see itself. A boolean 4-D mask says True for
+what may be seen; an additive one adds 0 there and a hugely negative number elsewhere. K counts what a KV cache
+already holds, and with a static cache its empty places too: so the token's own column is found from the cache.
 """
 
 from __future__ import annotations

@@ -29,6 +29,11 @@ class JsonlSink(Sink):
         self._file = AppendFile(path)
 
     @property
+    def path(self) -> Path:
+        """The file's path."""
+        return self._file.path
+
+    @property
     def name(self) -> str:
         """The sink's kind: a run has one of each."""
         return "jsonl"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,9 @@ from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
-from stream.sources.byte_stream import ByteStream, CorruptFile, PlainBytes, open_bytes
+from stream.sources.byte_stream import ByteStream, CorruptFile, PlainBytes
+from stream.sources.earlier import Earlier
+from stream.sources.open_file import Opener, open_readonly, open_stream, read_head
 from stream.sources.source import CHUNK_BYTES, EndOfInput
 
 HEAD_BYTES = 4096
@@ -20,30 +21,6 @@ HEAD_BYTES = 4096
 
 TAIL_BYTES = 4096
 """Bytes before the position, all of the last line, that the second checksum covers at most."""
-
-Opener = Callable[[Path], int]
-
-
-class Earlier(BaseModel):
-    """A file that a partition has read to its end before the one it reads now, and that is still there.
-
-    Attributes
-    ----------
-    name
-        Its name when last seen.
-    device, inode
-        Where it is on the disk.
-    head_length, head_crc
-        CRC32 of its first bytes, decompressed.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    device: int
-    inode: int
-    head_length: NonNegativeInt
-    head_crc: NonNegativeInt
 
 
 class FileIdentity(BaseModel):
@@ -70,7 +47,7 @@ class FileIdentity(BaseModel):
     unterminated
         The last line consumed had no newline.
     earlier
-        In a followed folder: the files that the partition read before this one and that are still there.
+        With follow: the files that the partition read before this one and that are still there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -101,21 +78,6 @@ class Reopened:
 
     stream: ByteStream
     head: bytes
-
-
-def open_readonly(path: Path) -> int:
-    """Open a file to read bytes from."""
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-
-
-def open_stream(path: Path, *, fixed: bool, opener: Opener = open_readonly) -> ByteStream:
-    """Open a file at its start; if `fixed`, only what is in it now will be read."""
-    fd = opener(path)
-    try:
-        return open_bytes(fd, path.name, os.fstat(fd).st_size if fixed else None)
-    except BaseException:
-        os.close(fd)
-        raise
 
 
 def reopen(
@@ -158,28 +120,6 @@ def reopen(
         stream.close()
         raise
     return Reopened(stream, head)
-
-
-def has_head(path: Path, length: int, crc: int) -> bool:
-    """Say whether a file's first `length` decompressed bytes have this CRC32. A file that cannot be read has not."""
-    try:
-        stream = open_stream(path, fixed=True)
-    except OSError:
-        return False
-    try:
-        return crc32(read_head(stream, length)) == crc and stream.offset >= length
-    except (CorruptFile, OSError):
-        return False
-    finally:
-        stream.close()
-
-
-def read_head(stream: ByteStream, length: int) -> bytes:
-    """Return up to `length` first bytes of a stream at its start."""
-    head = b""
-    while len(head) < length and (block := stream.read(length - len(head))):
-        head += block
-    return head[:length]
 
 
 def _check_head(head: bytes, identity: FileIdentity, consumed: int) -> None:

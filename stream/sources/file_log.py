@@ -18,22 +18,11 @@ from pydantic import JsonValue, ValidationError
 from memory.errors import ConfigurationError
 from stream.event import Reason, Rejection
 from stream.sources.byte_stream import COMPRESSED, ByteStream, CorruptFile, PlainBytes, open_bytes
-from stream.sources.file_identity import (
-    HEAD_BYTES,
-    TAIL_BYTES,
-    Earlier,
-    FileIdentity,
-    Opener,
-    OtherContent,
-    Reopened,
-    has_head,
-    open_readonly,
-    open_stream,
-    read_head,
-    reopen,
-)
+from stream.sources.earlier import Earlier
+from stream.sources.file_identity import HEAD_BYTES, TAIL_BYTES, FileIdentity, OtherContent, Reopened, reopen
 from stream.sources.follow import FollowSettings
 from stream.sources.line_cutter import Cut, LineCutter
+from stream.sources.open_file import Opener, has_head, open_readonly, open_stream, read_head
 from stream.sources.siblings import Found, find_inode, look, rotated, without_packing
 from stream.sources.source import CHUNK_BYTES, Chunk, Mark, Position
 
@@ -146,8 +135,8 @@ class FileLog:
         Seconds, never going back.
     counts
         Where events worth counting are added.
-    keep_earlier
-        Whether positions remember the files read before the present one.
+    in_folder
+        Whether it is one of the files of a folder.
     taken
         Says of a file whether another partition reads it, or has read it: then it is not a part of this log.
     opener
@@ -168,8 +157,8 @@ class FileLog:
         "_follow",
         "_head",
         "_idle_since",
+        "_in_folder",
         "_inode",
-        "_keep_earlier",
         "_last",
         "_left",
         "_left_gone",
@@ -180,6 +169,7 @@ class FileLog:
         "_stop",
         "_stream",
         "_successor_since",
+        "_taken",
         "_told",
         "partition",
         "path",
@@ -194,7 +184,7 @@ class FileLog:
         stop: threading.Event,
         clock: Callable[[], float],
         counts: Counter[str],
-        keep_earlier: bool = False,
+        in_folder: bool = False,
         taken: Callable[[FileLog, Found], bool] = lambda _, __: False,
         opener: Opener = open_readonly,
         offset: int = 0,
@@ -206,7 +196,7 @@ class FileLog:
         self._stop = stop
         self._clock = clock
         self._counts = counts
-        self._keep_earlier = keep_earlier
+        self._in_folder = in_folder
         self._taken = taken
         self._opener = opener
         self._cutter = LineCutter(offset, lines)
@@ -277,9 +267,11 @@ class FileLog:
         """Say whether a followed log that was read to its end was emptied in place while nobody looked.
 
         It is the same file with other content. What was written to it between the last look and its emptying is lost
-        then, as it would be under our eyes. Had there been lines left to read, this would be no way to go on.
+        then, as it would be under our eyes. Had there been lines left to read, this would be no way to go on. In a
+        folder it may be another file at the same place; the source finds out.
         """
-        found = look(self.path) if self._follow is not None and identity.complete else None
+        may_be = self._follow is not None and identity.complete and not self._in_folder
+        found = look(self.path) if may_be else None
         return found is not None and (found.device, found.inode) == (identity.device, identity.inode)
 
     def _return_to(self, place: Place) -> None:
@@ -366,7 +358,7 @@ class FileLog:
             try:
                 self._return_to(self._place)
             except OtherContent as why:
-                if now is None or not now.size or self._taken(self, now):
+                if now is None or not now.size or self._is_read(now):
                     return False
                 if not self._left_gone:
                     self._tell("source_lost", why=str(why))
@@ -476,13 +468,15 @@ class FileLog:
         cut_short = stream.stopped_short and not self._corrupt
         if live is not None and live.is_file(mine):
             return self._fault(stream, "the file is cut short") if cut_short and settled else Step.WAIT
-        newer = [part for part in self._newer(mine, live) if part.size and not self._taken(self, part)]
+        newer = [part for part in self._newer(mine, live) if part.size and not self._is_read(part)]
         if not newer and not (settled and mine.st_nlink == 0):
             return Step.WAIT
         if cut_short:
             return self._fault(stream, "the file is cut short") if settled else Step.WAIT
         if not newer:
             return self._let_go(stream)
+        if mine.st_size > stream.raw_offset and not self._corrupt:
+            return Step.PROGRESS  # it has grown since it was read
         if self._successor_since is None:
             self._successor_since = now
         if len(newer) == 1 and now - max(self._idle_since, self._successor_since) < follow.rotate_wait:
@@ -496,9 +490,9 @@ class FileLog:
         for index, part in enumerate(parts):
             if part.is_file(mine):
                 return parts[index + 1 :]
-        crc = crc32(self._head)
+        finished = self._as_earlier(mine)
         for index, part in enumerate(parts):
-            if self._head and part.path.name.endswith(COMPRESSED) and has_head(part.path, len(self._head), crc):
+            if finished.is_at(part, if_unfinished=False):
                 return parts[index + 1 :]
         # Deleted, or moved to where its name says nothing: go by the time of its last line.
         return [part for part in parts if part is not live and part.mtime_ns >= mine.st_mtime_ns] + newest
@@ -514,23 +508,42 @@ class FileLog:
             return Step.PROGRESS
         cut = self._cutter.flush()
         chunk = self._chunk(stream, cut) if cut is not None else None
-        if self._keep_earlier:
-            self._remember_earlier()
+        self._remember_earlier(os.fstat(stream.fd))
         self._tell("source_rotated", finished=self._name, begun=part.path.name)
         self._begin(following, part.path.name)
         return chunk or Step.PROGRESS
 
-    def _remember_earlier(self) -> None:
+    def _remember_earlier(self, mine: os.stat_result) -> None:
         """Note the file at hand as read, and forget those that are no longer there."""
         folder = self.path.parent
         kept = []
-        for file in (*self._earlier, self._as_earlier()):
-            path = find_inode(folder, file.device, file.inode)
-            if path is not None:
-                kept.append(file.model_copy(update={"name": path.name}))
-            elif any((folder / (without_packing(file.name) + ending)).exists() for ending in COMPRESSED):
-                kept.append(file)
+        for file in (*self._earlier, self._as_earlier(mine)):
+            by_inode = find_inode(folder, file.device, file.inode)
+            packed = (folder / (without_packing(file.name) + ending) for ending in COMPRESSED)
+            found = [at for path in (by_inode, *packed) if path is not None and (at := look(path)) is not None]
+            here = next((at for at in found if file.is_at(at, if_unfinished=False)), None)
+            if here is not None:
+                now = {"name": here.path.name, "device": here.device, "inode": here.inode, "size": here.size}
+                kept.append(file.model_copy(update={**now, "mtime_ns": here.mtime_ns}))
         self._earlier = tuple(kept)
+
+    def _as_earlier(self, mine: os.stat_result) -> Earlier:
+        """Return what is to be remembered of the file at hand."""
+        assert self._stream is not None
+        return Earlier(
+            name=self._name,
+            device=mine.st_dev,
+            inode=mine.st_ino,
+            size=mine.st_size,
+            mtime_ns=mine.st_mtime_ns,
+            length=self._stream.offset,
+            head_length=len(self._head),
+            head_crc=crc32(self._head),
+        )
+
+    def _is_read(self, part: Found) -> bool:
+        """Say whether this partition has read a file before, or another one reads it."""
+        return any(file.is_at(part, if_unfinished=False) for file in self._earlier) or self._taken(self, part)
 
     def _was_cut_back(self, stream: ByteStream) -> bool:
         """Say whether the file holds other content than it did. Costs nothing while it does not change."""
@@ -632,47 +645,38 @@ class FileLog:
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
-    def known_files(self) -> list[Earlier]:
-        """Return the files that this partition has read, the one at hand last."""
-        if self._stream is None and self._place is None:
-            return []
-        if self._stream is None and self._place is not None:
+    def has(self, found: Found) -> bool:
+        """Say whether a file is the one at hand, or one that was read before it, under whatever name."""
+        if self._stream is not None:
+            name, length, crc = self._name, len(self._head), crc32(self._head)
+        elif self._place is not None:
             identity = self._place.identity
-            now = Earlier(
-                name=identity.name,
-                device=identity.device,
-                inode=identity.inode,
-                head_length=identity.head_length,
-                head_crc=identity.head_crc,
-            )
+            name, length, crc = identity.name, identity.head_length, identity.head_crc
         else:
-            now = self._as_earlier()
-        return [*self._earlier, now]
-
-    def _as_earlier(self) -> Earlier:
-        """Return what is to be remembered of the file at hand."""
-        return Earlier(
-            name=self._name,
-            device=self._device,
-            inode=self._inode,
-            head_length=len(self._head),
-            head_crc=crc32(self._head),
-        )
+            return False
+        if (found.device, found.inode) == self._on_disk():
+            # The place on the disk is the file's as long as it is open; later it may pass to another.
+            return self._stream is not None or has_head(found.path, length, crc)
+        if found.path.name != name and without_packing(found.path.name) == without_packing(name):
+            return has_head(found.path, length, crc, if_unfinished=True)
+        return any(file.is_at(found, if_unfinished=True) for file in self._earlier)
 
     def ahead(self) -> list[Found]:
         """Return the older parts of the log that this partition has still to come to."""
-        known = self.known_files()
-        if not known:
-            return []
-        device, inode = known[-1].device, known[-1].inode
-        live = look(self.path)
-        if live is not None and (live.device, live.inode) == (device, inode):
+        mine, live = self._on_disk(), look(self.path)
+        if mine is None or (live is not None and (live.device, live.inode) == mine):
             return []
         parts = rotated(self.path)
         for index, part in enumerate(parts):
-            if (part.device, part.inode) == (device, inode):
+            if (part.device, part.inode) == mine:
                 return parts[index + 1 :]
         return parts
+
+    def _on_disk(self) -> tuple[int, int] | None:
+        """Return device and inode of the file at hand, or of the one that was parked."""
+        if self._stream is not None:
+            return self._device, self._inode
+        return (self._place.identity.device, self._place.identity.inode) if self._place is not None else None
 
     def backlog(self) -> int:
         """Return the bytes, as stored, that are there and not read; may be called from any thread."""

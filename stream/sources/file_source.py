@@ -14,10 +14,10 @@ import structlog
 
 from memory.errors import ConfigurationError
 from stream.sources.byte_stream import COMPRESSED
-from stream.sources.file_identity import Earlier, has_head, open_readonly
+from stream.sources.file_identity import open_readonly
 from stream.sources.file_log import FileLog, Step
 from stream.sources.follow import FollowSettings
-from stream.sources.siblings import Found, look, without_packing
+from stream.sources.siblings import Found, look
 from stream.sources.source import Chunk, EndOfInput, Position, Source
 
 log = structlog.get_logger(__name__)
@@ -79,7 +79,7 @@ class FileSource(Source):
         self._logs: list[FileLog] = []
         self._names: set[str] = set()
         self._gone: dict[str, tuple[int, int]] = {}  # partitions whose files were deleted → where they ended
-        self._claimed: dict[str, tuple[int, int]] = {}  # parts of known partitions → inodes
+        self._claimed: dict[str, Found] = {}  # files that are parts of known partitions
         self._waiting: dict[FileLog, None] = {}  # open partitions that have nothing new, the longest first
         self._cursor = 0
         self._total: int | None = None
@@ -129,7 +129,7 @@ class FileSource(Source):
             stop=self._stop,
             clock=self._clock,
             counts=self.counts,
-            keep_earlier=self._is_folder,
+            in_folder=self._is_folder,
             taken=self._is_taken,
             offset=offset,
             lines=lines,
@@ -184,23 +184,14 @@ class FileSource(Source):
         new = [path for path in paths if not self._is_settled(path)]
         if not new:
             return False
-        by_inode: dict[tuple[int, int], list[Earlier]] = {}
-        by_name: dict[str, list[Earlier]] = {}
-        behind: set[Path] = set()
-        for each in self._logs:
-            for file in each.known_files():
-                by_inode.setdefault((file.device, file.inode), []).append(file)
-                by_name.setdefault(without_packing(file.name), []).append(file)
-            behind.update(part.path for part in each.ahead())
+        behind = {part.path for each in self._logs for part in each.ahead()}
         before = len(self._logs)
         for path in new:
             found = look(path)
             if found is None or path in behind:
                 continue  # a log that catches up reads the parts in between itself; look again when it has
-            renamed = by_inode.get((found.device, found.inode), [])
-            repacked = [file for file in by_name.get(without_packing(path.name), []) if file.name != path.name]
-            if any(_is_same(path, file) for file in (*renamed, *repacked)):
-                self._claimed[path.name] = (found.device, found.inode)
+            if any(each.has(found) for each in self._logs):
+                self._claimed[path.name] = found
             else:
                 self._add(self._new_log(path))
         return len(self._logs) > before
@@ -213,7 +204,7 @@ class FileSource(Source):
         if claimed is None:
             return False
         found = look(path)
-        if found is not None and (found.device, found.inode) == claimed:
+        if found == claimed:
             return True
         del self._claimed[path.name]
         return False
@@ -272,17 +263,12 @@ class FileSource(Source):
         paths = self._listing()
         if len(self._claimed) > len(paths):
             there = {path.name for path in paths}
-            self._claimed = {name: inode for name, inode in self._claimed.items() if name in there}
+            self._claimed = {name: found for name, found in self._claimed.items() if name in there}
         return self._adopt(paths)
 
     def _is_taken(self, asker: FileLog, found: Found) -> bool:
         """Say whether a partition other than `asker` reads a file, or has read it."""
-        return any(
-            (file.device, file.inode) == (found.device, found.inode) and _is_same(found.path, file)
-            for each in self._logs
-            if each is not asker
-            for file in each.known_files()
-        )
+        return any(each.has(found) for each in self._logs if each is not asker)
 
     def _keep_few_open(self, each: FileLog) -> None:
         """Park the partition that has waited longest when many files are open: descriptors are few."""
@@ -324,11 +310,6 @@ class FileSource(Source):
     def total_bytes(self) -> int | None:
         """Bytes, as stored, in all files; None with `follow`, where there is no end."""
         return self._total
-
-
-def _is_same(path: Path, file: Earlier) -> bool:
-    """Say whether a file at a new path is one that was read before; `file` has its inode or its name."""
-    return has_head(path, file.head_length, file.head_crc)
 
 
 def partition_name(path: Path) -> str:

@@ -51,12 +51,12 @@ class PipeMark(Mark):
 
     def identity(self, chunk: Chunk, count: int) -> dict[str, JsonValue]:
         """Return the `PipeIdentity` as JSON."""
-        # Only the first line can be one whose bytes were not all kept: blocks are smaller than the cap.
+        # Only the first line can be one whose bytes were not all kept (blocks are smaller than the cap), or one without
+        # a newline (it comes alone).
         crc = self.first_crc
-        terminated = chunk.is_terminated(count - 1)
         if count > 1:
-            crc = crc32(b"\n".join(chunk.lines[1:count]) + b"\n" * terminated, crc)
-        return PipeIdentity(base=self.base, crc=crc, unterminated=not terminated).model_dump(mode="json")
+            crc = crc32(b"\n".join(chunk.lines[1:count]) + b"\n", crc)
+        return PipeIdentity(base=self.base, crc=crc, unterminated=not chunk.is_terminated(count - 1)).model_dump()
 
 
 class PipeSource(Source):
