@@ -10,6 +10,7 @@ retention is what past pairs have over them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -65,9 +66,15 @@ class Pairs:
         again = self.name[order[1:]] == self.name[order[:-1]]
         self._next = np.full(len(message), np.iinfo(np.int64).max)  # the message in which a pair comes next
         self._next[order[:-1][again]] = message[order[1:][again]]
-        last_in_place = np.zeros(len(message), np.bool_)
-        last_in_place[order[1:][again]] = True
-        self._first = ~last_in_place
+        self._first = np.ones(len(message), np.bool_)
+        self._first[order[1:][again]] = False
+
+    def less_running_mean(self) -> Pairs:
+        """Return the same pairs, from each row the mean of the rows before it subtracted."""
+        other = copy(self)
+        before = self.rows.cumsum(dim=0) - self.rows
+        other.rows = self.rows - before / torch.arange(len(self.rows)).clamp_min(1)[:, None]
+        return other
 
     def past(self, messages: int) -> Ids:
         """Return pairs in the first `messages` messages and not written again in them: one of each message, in turn."""

@@ -12,7 +12,7 @@ import numba
 import torch
 from torch import Tensor
 
-from memory.vector_step import scratch, token_step, turn
+from memory.vector_step import ledger, load_state, scratch, store_state, token_step
 
 
 def torch_loop(S: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
@@ -33,15 +33,15 @@ def without_statistics(rank: int) -> Callable[..., None]:
     """The compiled form's own steps with nothing measured: what is not used is not computed."""
 
     @numba.njit(cache=True, nogil=True, error_model="numpy")
-    def kernel(begin, end, states, slot_stride, slots, starts, lengths, q, k, v, beta, mode, reads):
-        columns = scratch(rank)
+    def kernel(begin, end, states, slot_stride, slots, starts, lengths, q, k, v, beta, reads):
+        columns, late = scratch(rank), ledger(rank)
         for lane in range(begin, end):
-            at = slots[lane] * slot_stride
-            turn(rank, states, at, columns, 0)
+            state_at = slots[lane] * slot_stride
+            load_state(rank, states, state_at, columns)
             for t in range(lengths[lane]):
-                token = (starts[lane] + t) * rank
-                token_step(rank, columns, q, k, v, beta, beta, token, mode, False, reads, token)
-            turn(rank, columns, 0, states, at)
+                at = (starts[lane] + t) * rank
+                token_step(rank, columns, late, 0, q, k, v, beta, beta, at, 2, False, True, reads, at)
+            store_state(rank, columns, states, state_at)
 
     return kernel
 

@@ -26,7 +26,16 @@ import torch
 from memory import vector_step
 from memory.scan import ScanInputs, ScanResult
 from memory.threads import PIECES, run_pieces, threads_for
-from memory.vector_step import measure, scratch, token_step, turn
+from memory.vector_step import (
+    BLOCK,
+    ledger,
+    load_state,
+    relative_error,
+    relative_errors,
+    scratch,
+    store_state,
+    token_step,
+)
 
 LANE_COST = 4  # what a lane costs before its first token (its state in and out), in tokens
 
@@ -50,12 +59,9 @@ def cpu_scan(inputs: ScanInputs) -> ScanResult:
             inputs.lane_offsets,
             *(q, k, v, beta, beta if lam is None else _flat(lam)),
             _NO_MASK if mask is None else mask.numpy(),
-            int(inputs.mode),
-            inputs.want_reads,
-            lam is not None,
             *(reads, errors, statistics, met),
         )
-        kernel = _kernel(rank)
+        kernel = compiled(rank, int(inputs.mode), lam is not None, inputs.want_reads)
         _share_out(lambda first, last: kernel(first, last, *arguments), inputs)
     mean, largest, norm, top = torch.from_numpy(statistics).unbind()
     return ScanResult(
@@ -122,57 +128,84 @@ def _nonfinite(numbers: Any, first: Any, length: Any, heads: Any, head: Any, ran
     return found
 
 
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _relative_wide(late: Any, place: Any, rank: Any) -> Any:
+    """‖error‖ / ‖value‖ of one token in float64, where no float32 can overflow it."""
+    error_sq, value_sq = 0.0, 0.0
+    for i in range(rank):
+        error, value = np.float64(late[place * rank + i]), np.float64(late[(BLOCK + place) * rank + i])
+        error_sq += error * error
+        value_sq += value * value
+    return np.sqrt(error_sq / value_sq) if value_sq != 0 else 0.0
+
+
 @cache
-def _kernel(rank: int) -> Any:
-    """Compile the scan for one rank (a constant for the compiler: its loops become straight vector code)."""
+def compiled(rank: int, mode: int, free: bool, want_reads: bool) -> Any:
+    """Compile the scan for one rank and rule: constants for the compiler, so that a token is straight vector code."""
     recipe = _RECIPE
 
     @numba.njit(cache=True, nogil=True, error_model="numpy")
     def kernel(
         begin: Any, end: Any, states: Any, slot_stride: Any, head_stride: Any, heads: Any,
-        slots: Any, starts: Any, lengths: Any, outs: Any,
-        q: Any, k: Any, v: Any, beta: Any, lam: Any, mask: Any, mode: Any, want_reads: Any, free: Any,
+        slots: Any, starts: Any, lengths: Any, outs: Any, q: Any, k: Any, v: Any, beta: Any, lam: Any, mask: Any,
         reads: Any, errors: Any, statistics: Any, met: Any,
     ) -> Any:  # fmt: skip
-        columns = scratch(rank)
-        size = rank * rank
+        columns, late = scratch(rank), ledger(rank)
         for unit in range(begin, end):
             lane, head = unit // heads, unit % heads
             first, length = starts[lane], lengths[lane]
             state_at = slots[lane] * slot_stride + head * head_stride
-            turn(rank, states, state_at, columns, 0)
-            for i in range(rank):
-                columns[size + i] = 0
+            load_state(rank, states, state_at, columns)
 
-            total, peak, count = 0.0, 0.0, 0
-            for t in range(length):
-                token, out = first + t, outs[lane] + t
-                read_at = (out * heads + head) * rank if want_reads else -1
-                if len(mask) and not mask[token]:
+            total, peak, count, t = 0.0, np.float32(0), 0, 0
+            while t < length:
+                out = outs[lane] + t
+                if len(mask) and not mask[first + t]:
                     errors[out, head] = 0
                     if want_reads:
-                        reads[read_at : read_at + rank] = 0
+                        reads[(out * heads + head) * rank : (out * heads + head + 1) * rank] = 0
+                    t += 1
                     continue
-                at = (token * heads + head) * rank
-                error_sq, value_sq = token_step(
-                    rank, columns, q, k, v, beta, lam, at, mode, free, reads, read_at
-                )  # fmt: skip
-                error = np.sqrt(error_sq / value_sq) if value_sq != 0 else 0.0
-                errors[out, head] = error
-                total += error
-                peak = max(peak, error)
-                count += 1
+                run = min(BLOCK, length - t)  # tokens in a row that are not masked
+                if len(mask):
+                    for ahead in range(1, run):
+                        if not mask[first + t + ahead]:
+                            run = ahead
+                            break
+                for place in range(run):
+                    at = ((first + t + place) * heads + head) * rank
+                    read_at = ((out + place) * heads + head) * rank
+                    token_step(
+                        rank, columns, late, place, q, k, v, beta, lam, at, mode, free, want_reads, reads, read_at
+                    )
+                trusted = False
+                if run == BLOCK:
+                    sum_of_all, largest, trusted = relative_errors(rank, late)
+                    if trusted:
+                        if heads == 1:
+                            errors[out : out + BLOCK, 0] = late[2 * BLOCK * rank :]
+                        else:
+                            for place in range(BLOCK):
+                                errors[out + place, head] = late[2 * BLOCK * rank + place]
+                        total += sum_of_all
+                        peak = max(peak, largest)
+                if not trusted:
+                    for place in range(run):
+                        error, fits = relative_error(rank, late, place)
+                        if not fits:
+                            error = np.float32(_relative_wide(late, place, rank))
+                        errors[out + place, head] = error
+                        total += error
+                        peak = max(peak, error)
+                count += run
+                t += run
 
-            turn(rank, columns, 0, states, state_at)
-            square, extreme = measure(rank, columns)
-            witness = np.float32(0)
-            for i in range(rank):
-                witness += columns[size + i]
+            square, extreme, well = store_state(rank, columns, states, state_at)
             bad = 0
-            # Any number that is not finite shows in a read, an error or the state: only then look for them.
-            if not (np.isfinite(square) and np.isfinite(witness)):
-                for i in range(size):
-                    bad += not np.isfinite(columns[i])
+            # Any number that is not finite shows in a read, an error or the state: only then are they looked for.
+            if not (well and np.isfinite(total)):
+                for i in range(rank * rank):
+                    bad += not np.isfinite(states[state_at + i])
                 if want_reads:
                     bad += _nonfinite(q, first, length, heads, head, rank, mask)
                 bad += _nonfinite(k, first, length, heads, head, rank, mask)
@@ -181,7 +214,7 @@ def _kernel(rank: int) -> Any:
                 if free:
                     bad += _nonfinite(lam, first, length, heads, head, rank, mask)
                 if not np.isfinite(total):
-                    peak = total
+                    peak = np.float32(total)
                 if np.isnan(square):
                     extreme = np.float32(np.nan)
             statistics[0, lane, head] = total / count if count else 0

@@ -217,14 +217,16 @@ class StatePool:
                 yield key, self._spilled[key]
 
     def committed(self) -> None:
-        """Say that what `records` gave is in the store: nothing is changed now, and `fetch` brings spilled lanes back."""
+        """Say that what `records` gave is in the store, from where `fetch` brings back what was spilled.
+
+        Without a `fetch` there is no store, and spilled records stay in host memory.
+        """
         self._changed.clear()
         if self._fetch is not None:
             self._spilled.clear()
 
     def slots(self) -> dict[str, int]:
-        """Return the resident lanes and their slots, the least recently used first: a copy, safe to take in any
-        thread."""
+        """Return the resident lanes and their slots, least recently used first: a copy, safe to take in any thread."""
         return dict(self._slots)
 
     def take_moves(self) -> dict[str, int]:
@@ -240,7 +242,7 @@ class StatePool:
     def _grow(self, capacity: int) -> None:
         grown = self._zeros(capacity)
         grown[: self._used] = self.states[: self._used]
-        self._free.extend(range(capacity - 1, self.capacity - 1, -1))
+        self._free[:0] = range(capacity - 1, self.capacity - 1, -1)  # taken last: pages far up stay untouched
         self.states = grown
         for component in self.beside.values():
             component.resize(capacity)

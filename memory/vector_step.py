@@ -8,18 +8,20 @@ token.
 
 Every sum runs in one fixed order and every multiply-add is fused, so the bits depend on the inputs alone.
 
-Four functions to be called from numba code, each compiled once for each rank (a constant, like all arguments named so):
+Functions to be called from numba code, each compiled once for each rank (a constant, like all arguments named so):
 
-    columns = scratch(rank)                         room for a transposed state and one vector more, on the stack
-    turn(rank, source, at, target, to)              transpose R × R numbers from `source[at:]` into `target[to:]`
-    token_step(rank, columns, q, …)                 advance the state by one token
-    measure(rank, columns)                          sum of squares and largest entry
+    columns, late = scratch(rank), ledger(rank)     room on the stack
+    load_state(rank, states, at, columns)           a state from memory, transposed
+    token_step(rank, columns, late, place, q, …)    advance it by one token; note its error and value in the ledger
+    store_state(rank, columns, states, at)          the state back to memory; its size
+    relative_errors(rank, late)                     ‖error‖ / ‖value‖ of all BLOCK tokens in the ledger
+    relative_error(rank, late, place)               the same of one, to the same bits
 """
-
 # mypy: disable-error-code="no-untyped-call, untyped-decorator, import-untyped"
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llvmlite import ir
@@ -30,9 +32,11 @@ from numba.np.arrayobj import populate_array
 intrinsic: Any = extending.intrinsic  # what it decorates is called from compiled code, not as Python sees it
 
 UNROLLED = 16  # up to this rank the state fits the vector registers
+BLOCK = 16  # tokens whose errors are worked out together: a sum across a vector costs much for one token alone
 _COUNT = ir.IntType(64)
 _FLOAT = ir.FloatType()
 _WIDE = ir.DoubleType()
+_FITS = (1e-30, 1e30)  # sums of squares that float32 can be trusted with
 
 
 class _Vectors:
@@ -48,10 +52,7 @@ class _Vectors:
 
     def splat(self, scalar: Any) -> Any:
         one = self.builder.insert_element(ir.Constant(self.kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
-        return self.shuffle(one, one, [0] * self.width)
-
-    def shuffle(self, a: Any, b: Any, picks: list[int]) -> Any:
-        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(picks)), picks))
+        return _shuffle(self.builder, one, one, [0] * self.width)
 
     def load(self, base: Any, element: Any) -> Any:
         return self.builder.load(self._address(base, element), align=4)
@@ -69,19 +70,21 @@ class _Vectors:
     def magnitude(self, a: Any) -> Any:
         return self._call("llvm.fabs", "f32", self.kind, [a])
 
-    def widen(self, a: Any) -> Any:
-        return self.builder.fpext(a, self.wide)
+    def root(self, a: Any) -> Any:
+        return self._call("llvm.sqrt", "f32", self.kind, [a])
 
-    def total(self, wide: Any) -> Any:
-        """The sum of a float64 vector, as a tree."""
-        name = f"llvm.vector.reduce.fadd.v{self.width}f64"
-        kind = ir.FunctionType(_WIDE, [_WIDE, self.wide])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(function, [ir.Constant(_WIDE, -0.0), wide], fastmath=("reassoc",))
+    def larger(self, a: Any, b: Any) -> Any:
+        """The larger of each pair; of a and a NaN, a."""
+        return self.builder.select(self.builder.fcmp_ordered(">", b, a), b, a)
 
-    def sum_of_squares(self, value: Any) -> Any:
-        wide = self.widen(value)
-        return self.total(self.builder.fmul(wide, wide))
+    def reduce(self, kind: str, a: Any) -> Any:
+        """`fmax` of a float32 vector, or `fadd` of a float64 vector as a tree."""
+        scalar, suffix, flags = (_FLOAT, "f32", ()) if kind == "fmax" else (_WIDE, "f64", ("reassoc",))
+        start = [ir.Constant(_WIDE, -0.0)] if kind == "fadd" else []
+        function_type = ir.FunctionType(scalar, [value.type for value in (*start, a)])
+        name = f"llvm.vector.reduce.{kind}.v{self.width}{suffix}"
+        function = cgutils.get_or_insert_function(self.builder.module, function_type, name)
+        return self.builder.call(function, [*start, a], fastmath=flags)
 
     def _address(self, base: Any, element: Any) -> Any:
         return self.builder.bitcast(self.builder.gep(base, [element]), self.kind.as_pointer())
@@ -92,92 +95,149 @@ class _Vectors:
         return self.builder.call(function, values)
 
 
-def _repeat(builder: Any, times: int, unroll: bool, body: Any) -> None:
+def _shuffle(builder: Any, a: Any, b: Any, picks: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(picks)), picks))
+
+
+def _index(number: int) -> Any:
+    return ir.Constant(_COUNT, number)
+
+
+def _repeat(builder: Any, times: int, unroll: bool, body: Callable[[Any], None]) -> None:
     """Emit `body(index)` `times` times, or a loop around it."""
     if unroll:
         for number in range(times):
-            body(ir.Constant(_COUNT, number))
+            body(_index(number))
     else:
-        with cgutils.for_range(builder, ir.Constant(_COUNT, times)) as loop:
+        with cgutils.for_range(builder, _index(times)) as loop:
             body(loop.index)
 
 
-def _data(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    return context.make_array(kind)(context, builder, value).data
+def _variable(builder: Any, start: Any) -> Any:
+    """A variable that begins anew each time this code runs."""
+    place = cgutils.alloca_once(builder, start.type)
+    builder.store(start, place)
+    return place
+
+
+def _data(context: Any, builder: Any, sig: Any, args: Any, position: int) -> Any:
+    return context.make_array(sig.args[position])(context, builder, args[position]).data
 
 
 def _tile(rank: int) -> int:
     return next(width for width in (16, 8, 4, 2, 1) if rank % width == 0)
 
 
-@intrinsic(prefer_literal=True)
-def scratch(typing: Any, rank: Any) -> Any:
-    """Return `[R · R + R]` float32 on the stack: a transposed state, and a vector that turns NaN once a non-finite
-    number has been met. Memory that nobody else can see is what lets the compiler keep it in registers.
-    """
-    if not isinstance(rank, types.IntegerLiteral):
-        return None  # numba then asks again with the literal
-    size = rank.literal_value * (rank.literal_value + 1)
-    signature = types.Array(types.float32, 1, "C")(rank)
+def _room(size: int) -> Callable[..., Any]:
+    """Code for a float32 array on the stack. What nobody else can see, the compiler may keep in registers."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         room = cgutils.alloca_once(builder, ir.ArrayType(_FLOAT, size))
         room.align = 64
         array = context.make_array(sig.return_type)(context, builder)
-        populate_array(
-            array,
-            data=builder.bitcast(room, _FLOAT.as_pointer()),
-            shape=[ir.Constant(_COUNT, size)],
-            strides=[ir.Constant(_COUNT, 4)],
-            itemsize=ir.Constant(_COUNT, 4),
-            meminfo=None,
-        )
+        data = builder.bitcast(room, _FLOAT.as_pointer())
+        populate_array(array, data=data, shape=[_index(size)], strides=[_index(4)], itemsize=_index(4), meminfo=None)
         return array._getvalue()
 
-    return signature, codegen
+    return codegen
 
 
 @intrinsic(prefer_literal=True)
-def turn(typing: Any, rank: Any, source: Any, at: Any, target: Any, to: Any) -> Any:
-    """Transpose R × R numbers, tile by tile: each tile's rows are loaded, interleaved in registers, and stored."""
+def scratch(typing: Any, rank: Any) -> Any:
+    """Return `[R · R + R]` float32: a transposed state, and a witness that turns NaN once a read was not finite."""
+    if not isinstance(rank, types.IntegerLiteral):
+        return None  # numba then asks again with the literal
+    return types.Array(types.float32, 1, "C")(rank), _room(rank.literal_value * (rank.literal_value + 1))
+
+
+@intrinsic(prefer_literal=True)
+def ledger(typing: Any, rank: Any) -> Any:
+    """Return `[2 · BLOCK · R + BLOCK]` float32: errors and values of up to BLOCK tokens, and what came of them."""
+    if not isinstance(rank, types.IntegerLiteral):
+        return None
+    return types.Array(types.float32, 1, "C")(rank), _room(BLOCK * (2 * rank.literal_value + 1))
+
+
+def _turn(builder: Any, rank: int, source: Any, at: Any, target: Any, to: Any) -> None:
+    """Transpose R × R numbers, tile by tile: a tile's rows are loaded, interleaved in registers, and stored."""
+    tile = _tile(rank)
+    vectors, tiles, half = _Vectors(builder, tile), rank // tile, tile // 2
+    low = [pick for pair in range(half) for pick in (pair, tile + pair)]
+    high = [pick + half for pick in low]
+
+    def one_tile(number: Any) -> None:
+        row = builder.mul(builder.udiv(number, _index(tiles)), _index(tile))
+        column = builder.mul(builder.urem(number, _index(tiles)), _index(tile))
+
+        def place(start: Any, first: Any, second: Any, line: int) -> Any:
+            return builder.add(start, builder.add(builder.mul(builder.add(first, _index(line)), _index(rank)), second))
+
+        lines = [vectors.load(source, place(at, row, column, line)) for line in range(tile)]
+        for _ in range(tile.bit_length() - 1):  # each time a perfect shuffle of all the numbers: in the end, turned
+            pairs = [(lines[line], lines[line + half]) for line in range(half)]
+            lines = [_shuffle(builder, a, b, picks) for a, b in pairs for picks in (low, high)]
+        for line in range(tile):
+            vectors.store(lines[line], target, place(to, column, row, line))
+
+    _repeat(builder, tiles * tiles, rank <= UNROLLED, one_tile)
+
+
+@intrinsic(prefer_literal=True)
+def load_state(typing: Any, rank: Any, states: Any, at: Any, columns: Any) -> Any:
+    """Bring the state `states[at : at + R²]` into `columns`, transposed, with a fresh witness."""
     if not isinstance(rank, types.IntegerLiteral):
         return None
     R = rank.literal_value
-    tile = _tile(R)
-    signature = types.void(rank, source, types.int64, target, types.int64)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        vectors = _Vectors(builder, tile)
-        read_from, write_to = (
-            _data(context, builder, sig.args[1], args[1]),
-            _data(context, builder, sig.args[3], args[3]),
-        )
-        tiles, unroll = R // tile, R <= UNROLLED
-
-        def one_tile(number: Any) -> None:
-            row = builder.mul(builder.udiv(number, ir.Constant(_COUNT, tiles)), ir.Constant(_COUNT, tile))
-            column = builder.mul(builder.urem(number, ir.Constant(_COUNT, tiles)), ir.Constant(_COUNT, tile))
-
-            def place(start: Any, first: Any, second: Any, line: int) -> Any:
-                first = builder.mul(builder.add(first, ir.Constant(_COUNT, line)), ir.Constant(_COUNT, R))
-                return builder.add(start, builder.add(first, second))
-
-            lines = [vectors.load(read_from, place(args[2], row, column, line)) for line in range(tile)]
-            half = tile // 2
-            low = [pick for pair in range(half) for pick in (pair, tile + pair)]
-            high = [pick + half for pick in low]
-            for _ in range(
-                tile.bit_length() - 1
-            ):  # a perfect shuffle of all the numbers each time: after log₂ of them, turned
-                pairs = [(lines[line], lines[line + half]) for line in range(half)]
-                lines = [vectors.shuffle(a, b, picks) for a, b in pairs for picks in (low, high)]
-            for line in range(tile):
-                vectors.store(lines[line], write_to, place(args[4], column, row, line))
-
-        _repeat(builder, tiles * tiles, unroll, one_tile)
+        state, columns = _data(context, builder, sig, args, 1), _data(context, builder, sig, args, 3)
+        _turn(builder, R, state, args[2], columns, _index(0))
+        vectors = _Vectors(builder, R)
+        vectors.store(vectors.constant(0.0), columns, _index(R * R))
         return context.get_dummy_value()
 
-    return signature, codegen
+    return types.void(rank, states, types.int64, columns), codegen
+
+
+@intrinsic(prefer_literal=True)
+def store_state(typing: Any, rank: Any, columns: Any, states: Any, at: Any) -> Any:
+    """Bring the state back to memory.
+
+    Returns the sum of its squares (float64), its largest magnitude (NaN passed over), and whether all was well: neither
+    it nor any read met a number that is not finite.
+    """
+    if not isinstance(rank, types.IntegerLiteral):
+        return None
+    R = rank.literal_value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        columns, state = _data(context, builder, sig, args, 1), _data(context, builder, sig, args, 2)
+        _turn(builder, R, columns, _index(0), state, args[3])
+        vectors = _Vectors(builder, _tile(R))
+        square = _variable(builder, ir.Constant(vectors.wide, [0.0] * vectors.width))
+        top = _variable(builder, vectors.constant(0.0))
+        doubt = _variable(builder, vectors.constant(0.0))
+
+        def one_vector(number: Any) -> None:
+            entries = vectors.load(columns, builder.mul(number, _index(vectors.width)))
+            wide = builder.fpext(entries, vectors.wide)
+            builder.store(vectors.fused_wide(wide, wide, builder.load(square)), square)
+            builder.store(vectors.larger(builder.load(top), vectors.magnitude(entries)), top)
+
+        def one_witness(number: Any) -> None:
+            at = builder.add(_index(R * R), builder.mul(number, _index(vectors.width)))
+            builder.store(builder.fadd(builder.load(doubt), vectors.load(columns, at)), doubt)
+
+        _repeat(builder, R * R // vectors.width, R <= UNROLLED, one_vector)
+        _repeat(builder, R // vectors.width, True, one_witness)
+        total = vectors.reduce("fadd", builder.load(square))
+        doubts = vectors.reduce("fadd", builder.fpext(builder.load(doubt), vectors.wide))
+        finite = builder.fcmp_ordered("<", builder.fadd(total, doubts), ir.Constant(_WIDE, float("inf")))
+        values = [total, vectors.reduce("fmax", builder.load(top)), finite]
+        return context.make_tuple(builder, sig.return_type, values)
+
+    measured = types.Tuple((types.float64, types.float32, types.boolean))
+    return measured(rank, columns, states, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -185,6 +245,8 @@ def token_step(
     typing: Any,
     rank: Any,
     columns: Any,
+    late: Any,
+    place: Any,
     q: Any,
     k: Any,
     v: Any,
@@ -193,78 +255,89 @@ def token_step(
     at: Any,
     mode: Any,
     free: Any,
+    wanted: Any,
     reads: Any,
     read_at: Any,
 ) -> Any:
     """Advance one state by one token.
 
-    ``error_sq, value_sq = token_step(rank, columns, q, k, v, beta, lam, at, mode, free, reads, read_at)`` advances
+    ``token_step(rank, columns, late, place, q, k, v, beta, lam, at, mode, free, wanted, reads, read_at)`` advances
     `columns` (see `scratch`) by the token whose R numbers begin at element `at` of the flat arrays `q`, `k`, `v`,
-    `beta` and, where `free` (λ is given, not 1 − β), `lam`. `mode` is a `memory.rule.Mode`. If `read_at` is not
-    negative, the read ``S q`` (of the state before the write) is stored at that element of `reads`. Returned are
-    ‖v − S k‖² and ‖v‖² in float64, where no float32 can overflow them.
+    `beta` and, where `free` (λ is given, not 1 − β), `lam`. `mode` is a `memory.rule.Mode`. If `wanted`, the read
+    ``S q`` (of the state before the write) is stored from element `read_at` of `reads`. v − S k and v are left in the
+    ledger `late` as number `place`. The code is smallest where `mode`, `free` and `wanted` are constants.
     """
     if not isinstance(rank, types.IntegerLiteral):
         return None
-    signature = types.UniTuple(types.float64, 2)(
-        rank, columns, q, k, v, beta, lam, types.int64, types.int64, types.boolean, reads, types.int64
-    )
+    number, boolean = types.int64, types.boolean
+    signature = types.void(
+        rank, columns, late, number, q, k, v, beta, lam, number, number, boolean, boolean, reads, number
+    )  # fmt: skip
     return signature, _step_code(rank.literal_value)
 
 
 def _step_code(rank: int) -> Any:
+    # Partial sums, so that multiply-adds overlap: the next token waits for S k.
+    chains = next(count for count in ((4, 2, 1) if rank <= UNROLLED else (2, 1)) if rank % count == 0)
+
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         vectors = _Vectors(builder, rank)
-        state, q_at, k_at, v_at, beta_at, lam_at = (_data(context, builder, sig.args[n], args[n]) for n in range(1, 7))
-        token, rule, free, out, out_at = (
-            args[7],
-            args[8],
-            args[9],
-            _data(context, builder, sig.args[10], args[10]),
-            args[11],
-        )
-        unroll = rank <= UNROLLED
-        width = ir.Constant(_COUNT, rank)
+        state, late = _data(context, builder, sig, args, 1), _data(context, builder, sig, args, 2)
+        place, token, rule, free, wanted, out_at = (args[n] for n in (3, 9, 10, 11, 12, 14))
+        q_at, k_at, v_at, beta_at, lam_at = (_data(context, builder, sig, args, n) for n in range(4, 9))
+        out = _data(context, builder, sig, args, 13)
+        unroll, width = rank <= UNROLLED, _index(rank)
         zero, one = vectors.constant(0.0), vectors.constant(1.0)
-        witness_at = ir.Constant(_COUNT, rank * rank)
 
-        def times_state(factors: Any) -> Any:
-            """S times a vector: two sums (even and odd columns), so that the multiply-adds overlap."""
-            sums = [cgutils.alloca_once_value(builder, zero) for _ in range(2)]
-            for total in sums:
-                builder.store(zero, total)
-            pair = 2 if rank % 2 == 0 else 1
+        def times_state(*factors: Any) -> list[Any]:
+            """S times each vector, the columns of S loaded once for all."""
+            sums = [[_variable(builder, zero) for _ in range(chains)] for _ in factors]
 
-            def two_columns(number: Any) -> None:
-                for odd in range(pair):
-                    j = builder.add(builder.mul(number, ir.Constant(_COUNT, pair)), ir.Constant(_COUNT, odd))
+            def some_columns(number: Any) -> None:
+                for chain in range(chains):
+                    j = builder.add(builder.mul(number, _index(chains)), _index(chain))
                     column = vectors.load(state, builder.mul(j, width))
-                    factor = vectors.splat(builder.load(builder.gep(factors, [builder.add(token, j)])))
-                    builder.store(vectors.fused(column, factor, builder.load(sums[odd])), sums[odd])
+                    for base, partial in zip(factors, sums, strict=True):
+                        factor = vectors.splat(builder.load(builder.gep(base, [builder.add(token, j)])))
+                        total = vectors.fused(column, factor, builder.load(partial[chain]))
+                        builder.store(total, partial[chain])
 
-            _repeat(builder, rank // pair, unroll, two_columns)
-            return builder.fadd(builder.load(sums[0]), builder.load(sums[1]))
+            _repeat(builder, rank // chains, unroll, some_columns)
+            totals = []
+            for partial in sums:
+                terms = [builder.load(one_sum) for one_sum in partial]
+                while len(terms) > 1:
+                    terms = [builder.fadd(a, b) for a, b in zip(terms[::2], terms[1::2], strict=True)]
+                totals += terms
+            return totals
 
-        def bear_witness(number: Any) -> None:
-            """Anything not finite turns the witness to NaN: 0 · inf and 0 · NaN are NaN."""
-            vectors.store(vectors.fused(number, zero, vectors.load(state, witness_at)), state, witness_at)
-
-        predicted = times_state(k_at)
-        with builder.if_then(builder.icmp_signed(">=", out_at, ir.Constant(_COUNT, 0))):
-            read = times_state(q_at)
+        def store_read(read: Any) -> None:
             vectors.store(read, out, out_at)
-            bear_witness(read)
+            witness = vectors.load(state, _index(rank * rank))  # 0 · inf and 0 · NaN are NaN
+            vectors.store(vectors.fused(read, zero, witness), state, _index(rank * rank))
 
-        value = vectors.load(v_at, token)
-        gate = vectors.load(beta_at, token)
-        error = builder.fsub(value, predicted)
-        bear_witness(error)
-        error_sq, value_sq = vectors.sum_of_squares(error), vectors.sum_of_squares(value)
+        if unroll:  # the state is in registers
+            (predicted,) = times_state(k_at)
+            with builder.if_then(wanted):
+                store_read(*times_state(q_at))
+        else:
+            result = _variable(builder, zero)
+            with builder.if_else(wanted) as (then, otherwise):
+                with then:
+                    predicted, read = times_state(k_at, q_at)
+                    store_read(read)
+                    builder.store(predicted, result)
+                with otherwise:
+                    builder.store(*times_state(k_at), result)
+            predicted = builder.load(result)
+
+        value, gate = vectors.load(v_at, token), vectors.load(beta_at, token)
+        noted = builder.mul(place, width)
+        vectors.store(builder.fsub(value, predicted), late, noted)
+        vectors.store(value, late, builder.add(noted, _index(BLOCK * rank)))
 
         # S_i ← keep_i S_i + (write_i v_i − erase_i (S k)_i) kᵀ, see memory.rule.
-        complement = builder.fsub(one, gate)
-        given = cgutils.alloca_once_value(builder, complement)
-        builder.store(complement, given)
+        given = _variable(builder, builder.fsub(one, gate))
         with builder.if_then(free):
             builder.store(vectors.load(lam_at, token), given)
         given = builder.load(given)
@@ -283,39 +356,104 @@ def _step_code(rank: int) -> Any:
             vectors.store(builder.select(closed, column, fresh), state, at_column)
 
         _repeat(builder, rank, unroll, write)
-        return context.make_tuple(builder, sig.return_type, [error_sq, value_sq])
+        return context.get_dummy_value()
 
     return codegen
 
 
+def _sums_of_squares(builder: Any, rank: int, base: Any, start: Any, tokens: int) -> Any:
+    """Return a vector of `tokens` sums, each of the squares of R neighbours in `base`, in float32.
+
+    A token's sum is made in the same order whether it is alone or one of many: pieces of 16 numbers are added up, then
+    the halves of one, then neighbours in pairs, again and again. With many, each addition works on two tokens' numbers.
+    """
+    piece = _tile(rank)
+    vectors = _Vectors(builder, piece)
+    sums = []
+    for token in range(tokens):
+        total = vectors.constant(0.0)
+        for part in range(rank // piece):
+            numbers = vectors.load(base, builder.add(start, _index(token * rank + part * piece)))
+            total = vectors.fused(numbers, numbers, total)
+        if piece == 16:
+            halves = (_shuffle(builder, total, total, list(range(first, first + 8))) for first in (0, 8))
+            total = builder.fadd(*halves)
+        sums.append(total)
+    width = min(piece, 8)
+    if tokens == 1:
+        while width > 1:
+            sums = [_add_picks(builder, sums[0], sums[0], range(0, width, 2), 1)]
+            width //= 2
+        return sums[0]
+    lane = min(width, 4)  # processors add neighbours within 128 bits at no extra cost
+    picks = [source + at + x for at in range(0, width, lane) for source in (0, width) for x in range(0, lane, 2)]
+    for _ in range(lane.bit_length() - 1):
+        sums = [_add_picks(builder, a, b, picks, 1) for a, b in _by_twos(sums)]
+    if width == 8:
+        sums = [_add_picks(builder, a, b, [*range(4), *range(8, 12)], 4) for a, b in _by_twos(sums)]
+    while len(sums) > 1:
+        size = sums[0].type.count * 2
+        sums = [_shuffle(builder, a, b, list(range(size))) for a, b in _by_twos(sums)]
+    return sums[0]
+
+
+def _by_twos(items: list[Any]) -> list[tuple[Any, Any]]:
+    """The first two, the next two, …"""
+    return list(zip(items[::2], items[1::2], strict=True))
+
+
+def _add_picks(builder: Any, a: Any, b: Any, picks: Iterable[int], apart: int) -> Any:
+    """Of a and b end to end, add to each number picked the one so far behind it."""
+    first = list(picks)
+    return builder.fadd(_shuffle(builder, a, b, first), _shuffle(builder, a, b, [pick + apart for pick in first]))
+
+
+def _ratios(builder: Any, rank: int, late: Any, first: Any, tokens: int) -> tuple[Any, Any]:
+    """Return the tokens' ‖error‖ / ‖value‖, and whether float32 could be trusted with each."""
+    vectors = _Vectors(builder, tokens)
+    error_sq = _sums_of_squares(builder, rank, late, first, tokens)
+    value_sq = _sums_of_squares(builder, rank, late, builder.add(first, _index(BLOCK * rank)), tokens)
+    fits = None
+    for total in (error_sq, value_sq):
+        for sign, limit in zip((">", "<"), _FITS, strict=True):
+            holds = builder.fcmp_ordered(sign, total, vectors.constant(limit))
+            fits = holds if fits is None else builder.and_(fits, holds)
+    return vectors.root(builder.fdiv(error_sq, value_sq)), fits
+
+
 @intrinsic(prefer_literal=True)
-def measure(typing: Any, rank: Any, columns: Any) -> Any:
-    """Return the sum of the squares of the state's entries (float64) and the largest magnitude (NaN passed over)."""
+def relative_errors(typing: Any, rank: Any, late: Any) -> Any:
+    """Work out ‖error‖ / ‖value‖ of the BLOCK tokens in the ledger, and leave them in its last BLOCK numbers.
+
+    Returns their sum (float64), their maximum, and whether float32 could be trusted with all; if not, nothing holds.
+    """
     if not isinstance(rank, types.IntegerLiteral):
         return None
     R = rank.literal_value
-    tile = _tile(R)
-    signature = types.Tuple((types.float64, types.float32))(rank, columns)
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        vectors = _Vectors(builder, tile)
-        state = _data(context, builder, sig.args[1], args[1])
-        square = cgutils.alloca_once_value(builder, ir.Constant(vectors.wide, [0.0] * tile))
-        builder.store(ir.Constant(vectors.wide, [0.0] * tile), square)
-        top = cgutils.alloca_once_value(builder, vectors.constant(0.0))
-        builder.store(vectors.constant(0.0), top)
+        vectors, late = _Vectors(builder, BLOCK), _data(context, builder, sig, args, 1)
+        ratios, fits = _ratios(builder, R, late, _index(0), BLOCK)
+        vectors.store(ratios, late, _index(2 * BLOCK * R))
+        total = vectors.reduce("fadd", builder.fpext(ratios, vectors.wide))
+        every = builder.icmp_signed("==", builder.bitcast(fits, ir.IntType(BLOCK)), ir.Constant(ir.IntType(BLOCK), -1))
+        return context.make_tuple(builder, sig.return_type, [total, vectors.reduce("fmax", ratios), every])
 
-        def one_vector(number: Any) -> None:
-            entries = vectors.load(state, builder.mul(number, ir.Constant(_COUNT, tile)))
-            wide = vectors.widen(entries)
-            builder.store(vectors.fused_wide(wide, wide, builder.load(square)), square)
-            sizes, most = vectors.magnitude(entries), builder.load(top)
-            builder.store(builder.select(builder.fcmp_ordered(">", sizes, most), sizes, most), top)
+    return types.Tuple((types.float64, types.float32, types.boolean))(rank, late), codegen
 
-        _repeat(builder, R * R // tile, R <= UNROLLED, one_vector)
-        name = f"llvm.vector.reduce.fmax.v{tile}f32"
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_FLOAT, [vectors.kind]), name)
-        largest = builder.call(function, [builder.load(top)])
-        return context.make_tuple(builder, sig.return_type, [vectors.total(builder.load(square)), largest])
 
-    return signature, codegen
+@intrinsic(prefer_literal=True)
+def relative_error(typing: Any, rank: Any, late: Any, place: Any) -> Any:
+    """Return ‖error‖ / ‖value‖ of one token in the ledger, and whether float32 could be trusted with it."""
+    if not isinstance(rank, types.IntegerLiteral):
+        return None
+    R = rank.literal_value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        late = _data(context, builder, sig, args, 1)
+        ratio, fits = _ratios(builder, R, late, builder.mul(args[2], _index(R)), 1)
+        first = ir.Constant(ir.IntType(32), 0)
+        values = [builder.extract_element(ratio, first), builder.extract_element(fits, first)]
+        return context.make_tuple(builder, sig.return_type, values)
+
+    return types.Tuple((types.float32, types.boolean))(rank, late, types.int64), codegen

@@ -121,8 +121,7 @@ class StateStore:
         self._epoch = 0
         self._lock: int | None = None
         self._database = _connect(url)
-        made = self._database.url
-        self.url = url if made.password is None else made.render_as_string(hide_password=True)
+        self.url = _shown(url)
         self._file = None if self._database.dialect.name != "sqlite" else self._path(create)
         try:
             with self._database.begin() as connection:
@@ -210,8 +209,9 @@ class StateStore:
         """Hold a lock on a file beside an SQLite store; it goes with the process, however that ends."""
         if self._file is None:
             return
-        path = self._file.with_name(self._file.name + ".lock")
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if self._lock is None:
+            path = self._file.with_name(self._file.name + ".lock")
+            self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -351,17 +351,16 @@ def _connect(url: str) -> Engine:
         database = sql.create_engine(url)
     except (sql.exc.ArgumentError, sql.exc.NoSuchModuleError, ModuleNotFoundError) as error:
         raise ConfigurationError(
-            f"--state {url!r}: expected an URL such as sqlite:///run/state.db: {_first_line(error)}"
+            f"--state {_shown(url)}: expected an URL such as sqlite:///run/state.db: {_first_line(error)}"
         ) from error
     if database.dialect.name not in ("sqlite", "postgresql"):
-        raise ConfigurationError(f"--state {url!r}: expected sqlite or postgresql, got {database.dialect.name}")
+        raise ConfigurationError(f"--state {_shown(url)}: expected sqlite or postgresql, got {database.dialect.name}")
     if database.dialect.name == "sqlite":
 
         @sql.event.listens_for(database, "connect")
         def _set_up(connection: Any, _: Any) -> None:
-            connection.isolation_level = (
-                None  # transactions begin below: left to itself, the driver makes tables without
-            )
+            # Transactions begin below: left to itself, the driver makes tables outside of one.
+            connection.isolation_level = None
             connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
 
         @sql.event.listens_for(database, "begin")
@@ -369,6 +368,19 @@ def _connect(url: str) -> Engine:
             connection.exec_driver_sql("BEGIN")
 
     return database
+
+
+def _shown(url: str) -> str:
+    """Return the URL as it may stand in a log: without its password.
+
+    >>> _shown("postgresql://ann:secret@host/db"), _shown("sqlite:///run/state.db")
+    ('postgresql://ann:***@host/db', 'sqlite:///run/state.db')
+    """
+    try:
+        made = sql.make_url(url)
+    except sql.exc.ArgumentError:
+        return url
+    return url if made.password is None else made.render_as_string(hide_password=True)
 
 
 def _dialect_insert(dialect: str) -> Any:

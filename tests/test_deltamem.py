@@ -320,13 +320,17 @@ def test_leaving_by_an_error_detaches_too(model: Any, adapter: Path) -> None:
 def test_at_scale_0_the_logits_are_the_frozen_models_and_the_states_go_on(norm: bool, tmp_path: Path) -> None:
     model = build()
     adapter, x = random_adapter(model, tmp_path, delta_o_rmsnorm=norm), tokens(2, 6)
-    frozen = model(x).logits
+    frozen, short = model(x).logits, model(x[:, :2]).logits
     with attached(model, adapter, 2) as memory:
         memory.scale = 0
         assert torch.equal(model(x).logits, frozen)
         assert all(bool(state.any()) for state in memory.states.values())
         memory.scale = 1.0
         assert not torch.equal(model(x).logits, frozen)
+        memory.scale = 0
+        memory.stacked_states = torch.full_like(memory.stacked_states, torch.inf)
+        assert torch.equal(model(x).logits, frozen)  # a sick state too
+        assert torch.equal(model(x[:, :2]).logits, short)
 
 
 def test_scale_is_a_factor_on_the_corrections(model: Any, tmp_path: Path) -> None:

@@ -764,7 +764,7 @@ def test_only_the_first_start_compiles(tmp_path: Path) -> None:
     code = """
         cpu_scan._RECIPE += {more}
         run()
-        stats = cpu_scan._kernel(R).stats
+        stats = cpu_scan.compiled(R, 0, False, True).stats
         print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
     """
     assert _child(code.format(more=0), NUMBA_CACHE_DIR=str(tmp_path)) == "0 1"

@@ -70,6 +70,10 @@ class ByteStream(ABC):
         """Say whether nothing more would come now. False may also mean: not known yet."""
         return self.raw_offset >= self.raw_size()
 
+    def raw_rest(self) -> int:
+        """Return the bytes of the file that are not yet decompressed."""
+        return self.raw_size() - self.raw_offset
+
     def close(self) -> None:
         """Close the file."""
         if self.fd >= 0:
@@ -142,6 +146,10 @@ class CompressedBytes(ByteStream):
     def exhausted(self) -> bool:
         """Say whether the file was read to the end of its last member or frame."""
         return self._decoder is None and not self._surplus and self._at >= len(self._raw_block) and super().exhausted
+
+    def raw_rest(self) -> int:
+        """Return the bytes of the file that are not yet decompressed."""
+        return super().raw_rest() + len(self._raw_block) - self._at
 
     def read(self, size: int) -> bytes:
         """Decompress until `size` bytes have come, or the file ends."""

@@ -59,10 +59,10 @@ class Earlier(BaseModel):
             grown = found.size > self.size and self.length >= _TELLING
             return grown and has_head(found.path, self.head_length, self.head_crc)
         repacked = found.path.name != self.name and without_packing(found.path.name) == without_packing(self.name)
-        return repacked and self._is_all_of(found, if_unfinished)
+        return repacked and self.is_content_of(found, if_unfinished=if_unfinished)
 
-    def _is_all_of(self, found: Found, if_unfinished: bool) -> bool:
-        """Say whether a file has this content and no more."""
+    def is_content_of(self, found: Found, *, if_unfinished: bool) -> bool:
+        """Say whether a file, wherever it is, has this content and no more."""
         try:
             with closing(open_stream(found.path, fixed=True)) as stream:
                 head = read_head(stream, self.head_length)

@@ -7,24 +7,24 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from zlib import crc32
 
 import structlog
-from pydantic import JsonValue, ValidationError
 
 from memory.errors import ConfigurationError
 from stream.event import Reason, Rejection
 from stream.sources.byte_stream import COMPRESSED, ByteStream, CorruptFile, PlainBytes, open_bytes
 from stream.sources.earlier import Earlier
-from stream.sources.file_identity import HEAD_BYTES, TAIL_BYTES, FileIdentity, OtherContent, Reopened, reopen
+from stream.sources.file_identity import HEAD_BYTES, FileIdentity, OtherContent, Reopened, reopen
+from stream.sources.file_mark import FileMark, Place
 from stream.sources.follow import FollowSettings
 from stream.sources.line_cutter import Cut, LineCutter
+from stream.sources.log_parts import LogParts
 from stream.sources.open_file import Opener, has_head, open_readonly, open_stream, read_head
-from stream.sources.siblings import Found, find_inode, look, rotated, without_packing
-from stream.sources.source import CHUNK_BYTES, Chunk, Mark, Position
+from stream.sources.siblings import Found, find_inode, look, without_packing
+from stream.sources.source import CHUNK_BYTES, Chunk, Position
 
 log = structlog.get_logger(__name__)
 
@@ -38,75 +38,6 @@ class Step(Enum):
     """Nothing new now."""
     DONE = 3
     """Nothing more, ever."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileMark(Mark):
-    """What is known of the file that a chunk came from; see `FileIdentity`."""
-
-    base: int
-    name: str
-    device: int
-    inode: int
-    size: int
-    head: bytes
-    complete: bool
-    corrupt: bool
-    earlier: tuple[Earlier, ...]
-
-    def identify(self, chunk: Chunk, count: int) -> FileIdentity:
-        """Return the identity of the place after the chunk's first `count` lines."""
-        index, last = count - 1, count == len(chunk)
-        head = self.head[: chunk.ends[index] - self.base]
-        terminated = chunk.is_terminated(index)
-        tail = b""
-        if index not in chunk.truncated:
-            tail = (chunk.lines[index] + b"\n" * terminated)[-TAIL_BYTES:]
-        return FileIdentity(
-            base=self.base,
-            name=self.name,
-            device=self.device,
-            inode=self.inode,
-            size=self.size,
-            head_length=len(head),
-            head_crc=crc32(head),
-            tail_length=len(tail),
-            tail_crc=crc32(tail),
-            complete=self.complete and last,
-            corrupt=self.corrupt,
-            unterminated=not terminated,
-            earlier=self.earlier,
-        )
-
-    def identity(self, chunk: Chunk, count: int) -> dict[str, JsonValue]:
-        """Return it as JSON."""
-        return self.identify(chunk, count).model_dump(mode="json")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A position, with its identity understood."""
-
-    offset: int
-    lines: int
-    identity: FileIdentity
-
-    @classmethod
-    def of(cls, position: Position, partition: str) -> Place:
-        """Read a stored position.
-
-        Raises
-        ------
-        ConfigurationError
-            It was not made by this kind of source.
-        """
-        try:
-            return cls(position.offset, position.lines, FileIdentity.model_validate(position.identity))
-        except ValidationError:
-            raise ConfigurationError(
-                f"{partition}: expected the stored position to be one in a file, got one of kind "
-                f"{position.identity.get('kind')!r}; read the same source as before, or begin anew with another state"
-            ) from None
 
 
 class FileLog:
@@ -153,7 +84,6 @@ class FileLog:
         "_cutter",
         "_device",
         "_done",
-        "_earlier",
         "_follow",
         "_head",
         "_idle_since",
@@ -164,12 +94,12 @@ class FileLog:
         "_left_gone",
         "_name",
         "_opener",
+        "_parts",
         "_place",
         "_seen",
         "_stop",
         "_stream",
         "_successor_since",
-        "_taken",
         "_told",
         "partition",
         "path",
@@ -197,7 +127,7 @@ class FileLog:
         self._clock = clock
         self._counts = counts
         self._in_folder = in_folder
-        self._taken = taken
+        self._parts = LogParts(path, lambda found: taken(self, found))
         self._opener = opener
         self._cutter = LineCutter(offset, lines)
         self._stream: ByteStream | None = None
@@ -205,7 +135,6 @@ class FileLog:
         self._base = offset
         self._head = b""
         self._corrupt = False
-        self._earlier: tuple[Earlier, ...] = ()
         self._place: Place | None = None  # where to go on after `park`: the end of the last line given out
         self._last: Chunk | None = None  # the last chunk given out, from which `_place` is made when it is needed
         self._left: Found | None = None  # what was at `path` when the file was parked
@@ -232,7 +161,7 @@ class FileLog:
             return
         self._place = Place.of(position, self.partition)
         identity = self._place.identity
-        self._earlier = identity.earlier
+        self._parts.earlier = identity.earlier
         if identity.complete and identity.name.endswith(COMPRESSED) and self._is_unchanged(identity):
             # Saves decompressing all of a file that is finished, only to see that it is.
             self._cutter = LineCutter(position.offset, position.lines, owed=identity.unterminated)
@@ -285,7 +214,7 @@ class FileLog:
             paths += [self.path.with_name(self.path.name + ending) for ending in COMPRESSED]
         if self._follow is not None:
             by_inode = find_inode(self.path.parent, identity.device, identity.inode)
-            paths = [*([by_inode] if by_inode else []), *paths, *(part.path for part in reversed(rotated(self.path)))]
+            paths = [*([by_inode] if by_inode else []), *(part.path for part in self._parts.unread()), *paths]
         return list(dict.fromkeys(paths))
 
     def _find(self, place: Place, paths: Iterable[Path]) -> tuple[str, Reopened]:
@@ -358,7 +287,7 @@ class FileLog:
             try:
                 self._return_to(self._place)
             except OtherContent as why:
-                if now is None or not now.size or self._is_read(now):
+                if now is None or not now.size or self._parts.is_read(now):
                     return False
                 if not self._left_gone:
                     self._tell("source_lost", why=str(why))
@@ -431,7 +360,7 @@ class FileLog:
             head=self._head,
             complete=self._corrupt or (not self._cutter.waiting and stream.exhausted),
             corrupt=self._corrupt,
-            earlier=self._earlier,
+            earlier=self._parts.earlier,
         )
         self._last = Chunk(
             partition=self.partition,
@@ -468,7 +397,7 @@ class FileLog:
         cut_short = stream.stopped_short and not self._corrupt
         if live is not None and live.is_file(mine):
             return self._fault(stream, "the file is cut short") if cut_short and settled else Step.WAIT
-        newer = [part for part in self._newer(mine, live) if part.size and not self._is_read(part)]
+        newer = [part for part in self._parts.newer(mine, self._as_earlier(mine), live) if part.size]
         if not newer and not (settled and mine.st_nlink == 0):
             return Step.WAIT
         if cut_short:
@@ -483,20 +412,6 @@ class FileLog:
             return Step.WAIT
         return self._advance(stream, newer[0])
 
-    def _newer(self, mine: os.stat_result, live: Found | None) -> list[Found]:
-        """Return the parts of the log that come after the file at hand, the oldest first."""
-        newest = [live] if live is not None else []
-        parts = rotated(self.path) + newest
-        for index, part in enumerate(parts):
-            if part.is_file(mine):
-                return parts[index + 1 :]
-        finished = self._as_earlier(mine)
-        for index, part in enumerate(parts):
-            if finished.is_at(part, if_unfinished=False):
-                return parts[index + 1 :]
-        # Deleted, or moved to where its name says nothing: go by the time of its last line.
-        return [part for part in parts if part is not live and part.mtime_ns >= mine.st_mtime_ns] + newest
-
     def _advance(self, stream: ByteStream, part: Found) -> Chunk | Step:
         """Finish the file at hand and begin the next."""
         try:
@@ -508,24 +423,10 @@ class FileLog:
             return Step.PROGRESS
         cut = self._cutter.flush()
         chunk = self._chunk(stream, cut) if cut is not None else None
-        self._remember_earlier(os.fstat(stream.fd))
+        self._parts.remember(self._as_earlier(os.fstat(stream.fd)))
         self._tell("source_rotated", finished=self._name, begun=part.path.name)
         self._begin(following, part.path.name)
         return chunk or Step.PROGRESS
-
-    def _remember_earlier(self, mine: os.stat_result) -> None:
-        """Note the file at hand as read, and forget those that are no longer there."""
-        folder = self.path.parent
-        kept = []
-        for file in (*self._earlier, self._as_earlier(mine)):
-            by_inode = find_inode(folder, file.device, file.inode)
-            packed = (folder / (without_packing(file.name) + ending) for ending in COMPRESSED)
-            found = [at for path in (by_inode, *packed) if path is not None and (at := look(path)) is not None]
-            here = next((at for at in found if file.is_at(at, if_unfinished=False)), None)
-            if here is not None:
-                now = {"name": here.path.name, "device": here.device, "inode": here.inode, "size": here.size}
-                kept.append(file.model_copy(update={**now, "mtime_ns": here.mtime_ns}))
-        self._earlier = tuple(kept)
 
     def _as_earlier(self, mine: os.stat_result) -> Earlier:
         """Return what is to be remembered of the file at hand."""
@@ -540,10 +441,6 @@ class FileLog:
             head_length=len(self._head),
             head_crc=crc32(self._head),
         )
-
-    def _is_read(self, part: Found) -> bool:
-        """Say whether this partition has read a file before, or another one reads it."""
-        return any(file.is_at(part, if_unfinished=False) for file in self._earlier) or self._taken(self, part)
 
     def _was_cut_back(self, stream: ByteStream) -> bool:
         """Say whether the file holds other content than it did. Costs nothing while it does not change."""
@@ -567,15 +464,14 @@ class FileLog:
         """
         place = self._here()
         if place is not None and place.identity.base == self._base:
-            copies = [part.path for part in reversed(rotated(self.path)) if part.inode != self._inode]
+            emptied = self._name
             try:
-                name, again = self._find(place, copies)
+                self._attach(place, *self._find(place, [part.path for part in self._parts.unread()]))
             except OtherContent:
                 pass
             else:
-                self._tell("source_truncated", file=self._name, goes_on_in=name)
+                self._tell("source_truncated", file=emptied, goes_on_in=self._name)
                 self._place, self._last = place, None
-                self._attach(place, name, again)
                 return Step.PROGRESS
         self._tell("source_truncated", file=self._name, goes_on_in=self._name)
         cut = self._cutter.flush()
@@ -657,20 +553,15 @@ class FileLog:
         if (found.device, found.inode) == self._on_disk():
             # The place on the disk is the file's as long as it is open; later it may pass to another.
             return self._stream is not None or has_head(found.path, length, crc)
-        if found.path.name != name and without_packing(found.path.name) == without_packing(name):
-            return has_head(found.path, length, crc, if_unfinished=True)
-        return any(file.is_at(found, if_unfinished=True) for file in self._earlier)
+        repacked = found.path.name != name and without_packing(found.path.name) == without_packing(name)
+        if repacked and has_head(found.path, length, crc, if_unfinished=True):
+            return True
+        return any(file.is_at(found, if_unfinished=True) for file in self._parts.earlier)
 
     def ahead(self) -> list[Found]:
         """Return the older parts of the log that this partition has still to come to."""
-        mine, live = self._on_disk(), look(self.path)
-        if mine is None or (live is not None and (live.device, live.inode) == mine):
-            return []
-        parts = rotated(self.path)
-        for index, part in enumerate(parts):
-            if (part.device, part.inode) == mine:
-                return parts[index + 1 :]
-        return parts
+        mine = self._on_disk()
+        return self._parts.ahead(*mine) if mine is not None else []
 
     def _on_disk(self) -> tuple[int, int] | None:
         """Return device and inode of the file at hand, or of the one that was parked."""
@@ -687,7 +578,7 @@ class FileLog:
         if stream is not None:
             device, inode = self._device, self._inode
             try:
-                rest = stream.raw_size() - stream.raw_offset
+                rest = stream.raw_rest()
             except OSError:  # closed meanwhile
                 rest = 0
         elif place is not None:

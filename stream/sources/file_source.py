@@ -14,9 +14,9 @@ import structlog
 
 from memory.errors import ConfigurationError
 from stream.sources.byte_stream import COMPRESSED
-from stream.sources.file_identity import open_readonly
 from stream.sources.file_log import FileLog, Step
 from stream.sources.follow import FollowSettings
+from stream.sources.open_file import open_readonly
 from stream.sources.siblings import Found, look
 from stream.sources.source import Chunk, EndOfInput, Position, Source
 
@@ -86,6 +86,7 @@ class FileSource(Source):
         self._rests: list[int] = []  # bytes in all partitions behind each
         self._backlog = 0
         self._backlog_until = 0.0
+        self._final_backlog: int | None = None  # when it was closed
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
@@ -283,6 +284,8 @@ class FileSource(Source):
                 self._waiting[oldest] = None
 
     def _close(self) -> None:
+        if self._final_backlog is None:
+            self._final_backlog = self.backlog()
         for each in self._logs:
             each.close()
 
@@ -290,6 +293,8 @@ class FileSource(Source):
 
     def backlog(self) -> int | None:
         """Return the bytes, as stored, not yet read. Asked often of many files, it may be as old as a look at them."""
+        if self._final_backlog is not None:
+            return self._final_backlog
         if self.follow is None:
             cursor = self._cursor
             return self._logs[cursor].backlog() + self._rests[cursor] if cursor < len(self._logs) else 0

@@ -49,25 +49,3 @@ def has_head(path: Path, length: int, crc: int, *, if_unfinished: bool = False) 
             return if_unfinished and (stream.stopped_short or not stream.raw_size())
     except (CorruptFile, OSError):
         return False
-
-
-def read_head(stream: ByteStream, length: int) -> bytes:
-    """Return up to `length` first bytes of a stream at its start."""
-    head = b""
-    while len(head) < length and (block := stream.read(length - len(head))):
-        head += block
-    return head[:length]
-
-
-def has_head(path: Path, length: int, crc: int) -> bool:
-    """Say whether a file's first `length` decompressed bytes have this CRC32. A file that cannot be read has not."""
-    try:
-        stream = open_stream(path, fixed=True)
-    except OSError:
-        return False
-    try:
-        return crc32(read_head(stream, length)) == crc and stream.offset >= length
-    except (CorruptFile, OSError):
-        return False
-    finally:
-        stream.close()

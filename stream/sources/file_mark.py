@@ -1,0 +1,82 @@
+"""Places in files: what a chunk's mark knows of its file, and a stored position understood again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from zlib import crc32
+
+from pydantic import JsonValue, ValidationError
+
+from memory.errors import ConfigurationError
+from stream.sources.earlier import Earlier
+from stream.sources.file_identity import TAIL_BYTES, FileIdentity
+from stream.sources.source import Chunk, Mark, Position
+
+
+@dataclass(frozen=True, slots=True)
+class FileMark(Mark):
+    """What is known of the file that a chunk came from; see `FileIdentity`."""
+
+    base: int
+    name: str
+    device: int
+    inode: int
+    size: int
+    head: bytes
+    complete: bool
+    corrupt: bool
+    earlier: tuple[Earlier, ...]
+
+    def identify(self, chunk: Chunk, count: int) -> FileIdentity:
+        """Return the identity of the place after the chunk's first `count` lines."""
+        index, last = count - 1, count == len(chunk)
+        head = self.head[: chunk.ends[index] - self.base]
+        terminated = chunk.is_terminated(index)
+        tail = b""
+        if index not in chunk.truncated:
+            tail = (chunk.lines[index] + b"\n" * terminated)[-TAIL_BYTES:]
+        return FileIdentity(
+            base=self.base,
+            name=self.name,
+            device=self.device,
+            inode=self.inode,
+            size=self.size,
+            head_length=len(head),
+            head_crc=crc32(head),
+            tail_length=len(tail),
+            tail_crc=crc32(tail),
+            complete=self.complete and last,
+            corrupt=self.corrupt,
+            unterminated=not terminated,
+            earlier=self.earlier,
+        )
+
+    def identity(self, chunk: Chunk, count: int) -> dict[str, JsonValue]:
+        """Return it as JSON."""
+        return self.identify(chunk, count).model_dump(mode="json")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A position, with its identity understood."""
+
+    offset: int
+    lines: int
+    identity: FileIdentity
+
+    @classmethod
+    def of(cls, position: Position, partition: str) -> Place:
+        """Read a stored position.
+
+        Raises
+        ------
+        ConfigurationError
+            It was not made by this kind of source.
+        """
+        try:
+            return cls(position.offset, position.lines, FileIdentity.model_validate(position.identity))
+        except ValidationError:
+            raise ConfigurationError(
+                f"{partition}: expected the stored position to be one in a file, got one of kind "
+                f"{position.identity.get('kind')!r}; read the same source as before, or begin anew with another state"
+            ) from None
