@@ -297,7 +297,7 @@ class FileSource(Source):
             return self._final_backlog
         if self.follow is None:
             cursor = self._cursor
-            return self._logs[cursor].backlog() + self._rests[cursor] if cursor < len(self._logs) else 0
+            return self._logs[cursor].backlog() + self._rests[cursor] if cursor < len(self._rests) else 0
         if len(self._logs) > _OPEN_FILES and time.monotonic() < self._backlog_until:
             return self._backlog
         self._backlog = sum(each.backlog() for each in list(self._logs))
@@ -306,7 +306,7 @@ class FileSource(Source):
 
     def _note_rests(self) -> None:
         """Note, for each partition, how much there is to read behind it."""
-        rests = [0]
+        rests = [0] if self._logs else []
         for each in reversed(self._logs[1:]):
             rests.append(rests[-1] + each.backlog())
         self._rests = rests[::-1]
