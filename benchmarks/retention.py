@@ -36,7 +36,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -47,8 +46,9 @@ from benchmarks.retention_report import curve_svg, markdown, print_results
 from memory.backbones import BACKBONES, Backbone, load_backbone
 from memory.probes import probe_errors
 from memory.projections import Projected, Projections
-from memory.scan import scan
+from memory.scan_forms import scan
 from memory.spectral import largest_singular_value
+from memory.threads import set_threads, threads, torch_threads
 from stream.generate import GenerateSettings, Scenario, generate
 
 PRIVATE = Path(__file__).resolve().parents[2] / "shared" / "data" / "locomo" / "events.jsonl"
@@ -267,12 +267,13 @@ def costs(ranks: Sequence[int], tokens: int, *, consumer: bool, lanes: int = 256
         rank; the sums for both granularities; and the consumer's events per second of CPU time, as a share of the
         smallest rank's.
     """
-    threads = numba.get_num_threads()
-    numba.set_num_threads(1)
+    before = threads()
+    set_threads(1)
     try:
-        lines = [_cost(rank, tokens, lanes) for rank in ranks]
+        with torch_threads(1):
+            lines = [_cost(rank, tokens, lanes) for rank in ranks]
     finally:
-        numba.set_num_threads(threads)
+        set_threads(before)
     if consumer:
         speeds = consumer_speeds(ranks)
         for line in lines:
@@ -454,15 +455,14 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--plot", type=Path, help="an SVG")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     name, texts = read_texts(options.source, options.quick)
     seeds, every = (2, 50) if options.quick else (3, 25)
     about: dict[str, str | int] = {"source": name, "conversations": len(texts), "messages": sum(map(len, texts))}
     about |= {"seeds": seeds, "every": every}
     print(", ".join(f"{key}: {value}" for key, value in about.items()))
     lines: list[dict[str, Any]] = []
-    cost: list[dict[str, Any]] = []
-    choice: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    tokens = 0
     for backbone in (options.only,) if options.only else BACKBONES:
         encoded = encode(backbone, texts, options.cache)
         mine: list[dict[str, Any]] = []
@@ -471,10 +471,10 @@ def main() -> None:
             mine += measure(encoded, cell, seeds, every)
             print(f"{backbone} {cell[0].write} R={cell[0].rank}: {time.perf_counter() - start:.1f} s", flush=True)
         lines += mine
-        if not cost:
-            per_message = float(np.mean([len(pairs.message) / (pairs.message[-1] + 1) for pairs in encoded.tokens]))
-            cost = costs(sorted({line["rank"] for line in mine}), round(per_message), consumer=not options.quick)
-        choice[backbone] = choose(mine, cost, MOST_MICROSECONDS[backbone])
+        found[backbone] = mine
+        tokens = round(float(np.mean([len(pairs.message) / (pairs.message[-1] + 1) for pairs in encoded.tokens])))
+    cost = costs(sorted({line["rank"] for line in lines}), tokens, consumer=not options.quick)
+    choice = {name: choose(mine, cost, MOST_MICROSECONDS[name]) for name, mine in found.items()}
     results = {**about, "costs": cost, "choice": choice, "lines": lines}
     print_results(results)
     if options.json:

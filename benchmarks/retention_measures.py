@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from memory.projections import Projected
-from memory.scan import scan
+from memory.scan_forms import scan
+from memory.threads import torch_threads
 
 AGES: tuple[tuple[int, float], ...] = ((0, 0), (1, 3), (4, 15), (16, 63), (64, 255), (256, np.inf))
 """Age buckets in messages, both ends included; the last message written has age 0."""
@@ -295,21 +296,24 @@ def follow(
     tallies = {(mode, name): Tally.empty(len(heads[mode]), len(seeds)) for mode in heads for name in asks}
     last = int(writes.message[-1]) + 1
     begin = 0
-    for messages in range(warm_up, last - CHOICES + 1, every):
-        end = int(np.searchsorted(writes.message, messages))
-        for mode, projects in modes.items():
-            states[mode] = _write(states.get(mode), projects, writes.rows[begin:end], mode)
-        begin = end
-        for name, pairs in asks.items():
-            drawn = questions(pairs, number, messages, np.random.default_rng([number, messages]))
-            if drawn[0] is None:
-                continue
-            asked = [None if question is None else _projected(question, seeds) for question in drawn]
-            age = messages - 1 - drawn[0].pairs.message[drawn[0].candidates[drawn[0].choices[:, 0]]]
-            for mode in heads:
-                shape = (len(heads[mode]), len(seeds), *states[mode].shape[2:])
-                answers = [None if tensors is None else ask(states[mode].reshape(shape), *tensors) for tensors in asked]
-                _add(tallies[mode, name], age, answers)
+    with torch_threads(1):  # many small products: a second thread costs more than it brings
+        for messages in range(warm_up, last - CHOICES + 1, every):
+            end = int(np.searchsorted(writes.message, messages))
+            for mode, projects in modes.items():
+                states[mode] = _write(states.get(mode), projects, writes.rows[begin:end], mode)
+            begin = end
+            for name, pairs in asks.items():
+                drawn = questions(pairs, number, messages, np.random.default_rng([number, messages]))
+                if drawn[0] is None:
+                    continue
+                asked = [None if question is None else _projected(question, seeds) for question in drawn]
+                age = messages - 1 - drawn[0].pairs.message[drawn[0].candidates[drawn[0].choices[:, 0]]]
+                for mode in heads:
+                    shape = (len(heads[mode]), len(seeds), *states[mode].shape[2:])
+                    answers = [
+                        None if tensors is None else ask(states[mode].reshape(shape), *tensors) for tensors in asked
+                    ]
+                    _add(tallies[mode, name], age, answers)
     return tallies
 
 

@@ -33,7 +33,7 @@ from benchmarks.report import print_table
 from benchmarks.scan_rivals import fla_recurrent, plain_triton, torch_loop, without_statistics
 from memory.cpu_scan import compiled
 from memory.rule import Mode
-from memory.scan import _check, scan, scan_support
+from memory.scan_forms import _check, scan, scan_support
 from memory.threads import set_threads, threads, torch_threads
 
 HOST = [

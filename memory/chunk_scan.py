@@ -25,7 +25,7 @@ from torch import Tensor
 
 from memory.naive_scan import left_alone, relative_error, statistics
 from memory.rule import coefficients
-from memory.scan import ScanInputs, ScanResult, scan_support
+from memory.scan_forms import ScanInputs, ScanResult, scan_support
 
 CHUNK = 16
 """Tokens of a chunk: R · C² numbers a chunk and head are in memory at once, three times."""

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from memory import vector_step
-from memory.scan import ScanInputs, ScanResult
+from memory.scan_forms import ScanInputs, ScanResult
 from memory.threads import PIECES, run_pieces, threads_for
 from memory.vector_step import (
     BLOCK,
@@ -35,6 +35,7 @@ from memory.vector_step import (
     scratch,
     store_state,
     token_step,
+    totals,
 )
 
 LANE_COST = 4  # what a lane costs before its first token (its state in and out), in tokens
@@ -157,7 +158,7 @@ def compiled(rank: int, mode: int, free: bool, want_reads: bool) -> Any:
             state_at = slots[lane] * slot_stride + head * head_stride
             load_state(rank, states, state_at, columns)
 
-            total, peak, count, t = 0.0, np.float32(0), 0, 0
+            total, peak, count, blocks, t = 0.0, np.float32(0), 0, 0, 0
             while t < length:
                 out = outs[lane] + t
                 if len(mask) and not mask[first + t]:
@@ -180,15 +181,14 @@ def compiled(rank: int, mode: int, free: bool, want_reads: bool) -> Any:
                     )
                 trusted = False
                 if run == BLOCK:
-                    sum_of_all, largest, trusted = relative_errors(rank, late)
+                    trusted = relative_errors(rank, late, blocks == 0)
                     if trusted:
+                        blocks += 1
                         if heads == 1:
-                            errors[out : out + BLOCK, 0] = late[2 * BLOCK * rank :]
+                            errors[out : out + BLOCK, 0] = late[2 * BLOCK * rank : 2 * BLOCK * rank + BLOCK]
                         else:
                             for place in range(BLOCK):
                                 errors[out + place, head] = late[2 * BLOCK * rank + place]
-                        total += sum_of_all
-                        peak = max(peak, largest)
                 if not trusted:
                     for place in range(run):
                         error, fits = relative_error(rank, late, place)
@@ -199,6 +199,10 @@ def compiled(rank: int, mode: int, free: bool, want_reads: bool) -> Any:
                         peak = max(peak, error)
                 count += run
                 t += run
+            if blocks:
+                sum_of_blocks, peak_of_blocks = totals(rank, late)
+                total += sum_of_blocks
+                peak = max(peak, peak_of_blocks)
 
             square, extreme, well = store_state(rank, columns, states, state_at)
             bad = 0

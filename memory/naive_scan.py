@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from memory.rule import coefficients
-from memory.scan import ScanInputs, ScanResult
+from memory.scan_forms import ScanInputs, ScanResult
 
 
 def naive_scan(inputs: ScanInputs) -> ScanResult:

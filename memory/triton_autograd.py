@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from memory.scan import Indices, ScanInputs, ScanResult
+from memory.scan_forms import Indices, ScanInputs, ScanResult
 from memory.triton_backward import backward_kernel
 from memory.triton_launch import Places, launch, on_boundary, run_forward
 from memory.triton_step import UNITS, WARPS

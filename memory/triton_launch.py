@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memory.scan import Indices, ScanInputs, ScanResult
+from memory.scan_forms import Indices, ScanInputs, ScanResult
 from memory.triton_forward import forward_kernel
 from memory.triton_step import INTERPRETED, UNITS, WARPS
 
@@ -21,7 +21,7 @@ class Places:
     Attributes
     ----------
     slots, starts, lengths, outs
-        As in `memory.scan.ScanInputs`.
+        As in `memory.scan_forms.ScanInputs`.
     chunks
         The lane's first checkpoint.
     order

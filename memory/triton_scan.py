@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from memory.scan import ScanInputs, ScanResult
+from memory.scan_forms import ScanInputs, ScanResult
 from memory.triton_autograd import differentiable_scan
 from memory.triton_launch import Places, run_forward
 from memory.triton_step import INTERPRETED, UNITS

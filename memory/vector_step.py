@@ -14,14 +14,15 @@ Functions to be called from numba code, each compiled once for each rank (a cons
     load_state(rank, states, at, columns)           a state from memory, transposed
     token_step(rank, columns, late, place, q, …)    advance it by one token; note its error and value in the ledger
     store_state(rank, columns, states, at)          the state back to memory; its size
-    relative_errors(rank, late)                     ‖error‖ / ‖value‖ of all BLOCK tokens in the ledger
+    relative_errors(rank, late, first)              ‖error‖ / ‖value‖ of all BLOCK tokens in the ledger
     relative_error(rank, late, place)               the same of one, to the same bits
+    totals(rank, late)                              the sum and the maximum of those of all blocks
 """
 # mypy: disable-error-code="no-untyped-call, untyped-decorator, import-untyped"
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -36,6 +37,7 @@ BLOCK = 16  # tokens whose errors are worked out together: a sum across a vector
 _COUNT = ir.IntType(64)
 _FLOAT = ir.FloatType()
 _WIDE = ir.DoubleType()
+_RATIOS = 2 * BLOCK  # times R: where the ledger's errors and values end and what came of them begins
 _FITS = (1e-30, 1e30)  # sums of squares that float32 can be trusted with
 
 
@@ -152,10 +154,10 @@ def scratch(typing: Any, rank: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def ledger(typing: Any, rank: Any) -> Any:
-    """Return `[2 · BLOCK · R + BLOCK]` float32: errors and values of up to BLOCK tokens, and what came of them."""
+    """Return `[2 · BLOCK · R + 4 · BLOCK]` float32: errors and values of up to BLOCK tokens, and what came of them."""
     if not isinstance(rank, types.IntegerLiteral):
         return None
-    return types.Array(types.float32, 1, "C")(rank), _room(BLOCK * (2 * rank.literal_value + 1))
+    return types.Array(types.float32, 1, "C")(rank), _room(_RATIOS * rank.literal_value + 4 * BLOCK)
 
 
 def _turn(builder: Any, rank: int, source: Any, at: Any, target: Any, to: Any) -> None:
@@ -361,85 +363,85 @@ def _step_code(rank: int) -> Any:
     return codegen
 
 
-def _sums_of_squares(builder: Any, rank: int, base: Any, start: Any, tokens: int) -> Any:
-    """Return a vector of `tokens` sums, each of the squares of R neighbours in `base`, in float32.
+def _sum_of_squares(builder: Any, rank: int, base: Any, start: Any) -> Any:
+    """Return the sum of the squares of R neighbours in `base`, in float32: a vector of one.
 
-    A token's sum is made in the same order whether it is alone or one of many: pieces of 16 numbers are added up, then
-    the halves of one, then neighbours in pairs, again and again. With many, each addition works on two tokens' numbers.
+    Pieces of 16 numbers are added up, then the halves of one, then neighbours in pairs, again and again.
     """
+    total = _piece_sums(builder, rank, base, start)
+    if total.type.count == 16:
+        total = _fold(builder, total, total, [*range(8)], 8)
+    while total.type.count > 1:
+        total = _fold(builder, total, total, [*range(0, total.type.count, 2)], 1)
+    return total
+
+
+def _sums_of_squares(builder: Any, rank: int, base: Any) -> Any:
+    """Return a vector of BLOCK such sums, of R neighbours each: the same additions, many tokens to a vector of 16."""
     piece = _tile(rank)
-    vectors = _Vectors(builder, piece)
-    sums = []
-    for token in range(tokens):
-        total = vectors.constant(0.0)
-        for part in range(rank // piece):
-            numbers = vectors.load(base, builder.add(start, _index(token * rank + part * piece)))
-            total = vectors.fused(numbers, numbers, total)
-        if piece == 16:
-            halves = (_shuffle(builder, total, total, list(range(first, first + 8))) for first in (0, 8))
-            total = builder.fadd(*halves)
-        sums.append(total)
-    width = min(piece, 8)
-    if tokens == 1:
-        while width > 1:
-            sums = [_add_picks(builder, sums[0], sums[0], range(0, width, 2), 1)]
-            width //= 2
-        return sums[0]
-    lane = min(width, 4)  # processors add neighbours within 128 bits at no extra cost
-    picks = [source + at + x for at in range(0, width, lane) for source in (0, width) for x in range(0, lane, 2)]
-    for _ in range(lane.bit_length() - 1):
-        sums = [_add_picks(builder, a, b, picks, 1) for a, b in _by_twos(sums)]
-    if width == 8:
-        sums = [_add_picks(builder, a, b, [*range(4), *range(8, 12)], 4) for a, b in _by_twos(sums)]
-    while len(sums) > 1:
-        size = sums[0].type.count * 2
-        sums = [_shuffle(builder, a, b, list(range(size))) for a, b in _by_twos(sums)]
-    return sums[0]
+    if piece < 4:
+        sums = [(_sum_of_squares(builder, rank, base, _index(token * rank)), [token]) for token in range(BLOCK)]
+    else:
+        width = min(piece, 8)
+        sums = []
+        for first in range(0, BLOCK, 16 // width):
+            tokens = range(first, first + 16 // width)
+            totals = [_piece_sums(builder, rank, base, _index(token * rank)) for token in tokens]
+            if piece == 16:
+                numbers = _fold(builder, totals[0], totals[1], [*range(8), *range(16, 24)], 8)
+            else:
+                numbers = _end_to_end(builder, totals)
+            sums.append((numbers, [token for token in tokens for _ in range(width)]))
+
+        def together(picks: list[int], apart: int) -> list[tuple[Any, list[int]]]:
+            folded = []
+            for (a, of_a), (b, of_b) in zip(sums[::2], sums[1::2], strict=True):
+                tokens = of_a + of_b
+                assert all(tokens[pick] == tokens[pick + apart] for pick in picks)
+                folded.append((_fold(builder, a, b, picks, apart), [tokens[pick] for pick in picks]))
+            return folded
+
+        for _ in range(2):  # neighbours, within each 4 numbers of either vector
+            sums = together([source + four + x for four in range(0, 16, 4) for source in (0, 16) for x in (0, 2)], 1)
+        if width == 8:
+            sums = together([source + four + x for source in (0, 16) for four in (0, 8) for x in range(4)], 4)
+    everything = _end_to_end(builder, [numbers for numbers, _ in sums])
+    order = [token for _, tokens in sums for token in tokens]
+    return _shuffle(builder, everything, everything, [order.index(token) for token in range(BLOCK)])
 
 
-def _by_twos(items: list[Any]) -> list[tuple[Any, Any]]:
-    """The first two, the next two, …"""
-    return list(zip(items[::2], items[1::2], strict=True))
+def _piece_sums(builder: Any, rank: int, base: Any, start: Any) -> Any:
+    """Add up the squares of R numbers by pieces of 16, 8, 4, 2 or 1: one piece is left."""
+    vectors = _Vectors(builder, _tile(rank))
+    total = vectors.constant(0.0)
+    for part in range(0, rank, vectors.width):
+        numbers = vectors.load(base, builder.add(start, _index(part)))
+        total = vectors.fused(numbers, numbers, total)
+    return total
 
 
-def _add_picks(builder: Any, a: Any, b: Any, picks: Iterable[int], apart: int) -> Any:
+def _fold(builder: Any, a: Any, b: Any, picks: list[int], apart: int) -> Any:
     """Of a and b end to end, add to each number picked the one so far behind it."""
-    first = list(picks)
-    return builder.fadd(_shuffle(builder, a, b, first), _shuffle(builder, a, b, [pick + apart for pick in first]))
+    return builder.fadd(_shuffle(builder, a, b, picks), _shuffle(builder, a, b, [pick + apart for pick in picks]))
 
 
-def _ratios(builder: Any, rank: int, late: Any, first: Any, tokens: int) -> tuple[Any, Any]:
-    """Return the tokens' ‖error‖ / ‖value‖, and whether float32 could be trusted with each."""
-    vectors = _Vectors(builder, tokens)
-    error_sq = _sums_of_squares(builder, rank, late, first, tokens)
-    value_sq = _sums_of_squares(builder, rank, late, builder.add(first, _index(BLOCK * rank)), tokens)
+def _end_to_end(builder: Any, vectors: list[Any]) -> Any:
+    """Many vectors as one."""
+    while len(vectors) > 1:
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [_shuffle(builder, a, b, [*range(2 * a.type.count)]) for a, b in pairs]
+    return vectors[0]
+
+
+def _ratio(builder: Any, error_sq: Any, value_sq: Any) -> tuple[Any, Any]:
+    """Return ‖error‖ / ‖value‖ from their squares, and whether float32 could be trusted with those."""
+    vectors = _Vectors(builder, error_sq.type.count)
     fits = None
     for total in (error_sq, value_sq):
         for sign, limit in zip((">", "<"), _FITS, strict=True):
             holds = builder.fcmp_ordered(sign, total, vectors.constant(limit))
             fits = holds if fits is None else builder.and_(fits, holds)
     return vectors.root(builder.fdiv(error_sq, value_sq)), fits
-
-
-@intrinsic(prefer_literal=True)
-def relative_errors(typing: Any, rank: Any, late: Any) -> Any:
-    """Work out ‖error‖ / ‖value‖ of the BLOCK tokens in the ledger, and leave them in its last BLOCK numbers.
-
-    Returns their sum (float64), their maximum, and whether float32 could be trusted with all; if not, nothing holds.
-    """
-    if not isinstance(rank, types.IntegerLiteral):
-        return None
-    R = rank.literal_value
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        vectors, late = _Vectors(builder, BLOCK), _data(context, builder, sig, args, 1)
-        ratios, fits = _ratios(builder, R, late, _index(0), BLOCK)
-        vectors.store(ratios, late, _index(2 * BLOCK * R))
-        total = vectors.reduce("fadd", builder.fpext(ratios, vectors.wide))
-        every = builder.icmp_signed("==", builder.bitcast(fits, ir.IntType(BLOCK)), ir.Constant(ir.IntType(BLOCK), -1))
-        return context.make_tuple(builder, sig.return_type, [total, vectors.reduce("fmax", ratios), every])
-
-    return types.Tuple((types.float64, types.float32, types.boolean))(rank, late), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -450,10 +452,61 @@ def relative_error(typing: Any, rank: Any, late: Any, place: Any) -> Any:
     R = rank.literal_value
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        late = _data(context, builder, sig, args, 1)
-        ratio, fits = _ratios(builder, R, late, builder.mul(args[2], _index(R)), 1)
+        late, at = _data(context, builder, sig, args, 1), builder.mul(args[2], _index(R))
+        squares = (_sum_of_squares(builder, R, late, builder.add(at, _index(of * BLOCK * R))) for of in (0, 1))
         first = ir.Constant(ir.IntType(32), 0)
-        values = [builder.extract_element(ratio, first), builder.extract_element(fits, first)]
+        values = [builder.extract_element(value, first) for value in _ratio(builder, *squares)]
         return context.make_tuple(builder, sig.return_type, values)
 
     return types.Tuple((types.float32, types.boolean))(rank, late, types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def relative_errors(typing: Any, rank: Any, late: Any, first: Any) -> Any:
+    """Work out ‖error‖ / ‖value‖ of the BLOCK tokens in the ledger, and leave them at element 2 · BLOCK · R.
+
+    Returns whether float32 could be trusted with all. If so, they have been added to the ledger's totals (which begin
+    anew if this is the `first` block); if not, nothing has.
+    """
+    if not isinstance(rank, types.IntegerLiteral):
+        return None
+    R = rank.literal_value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        vectors, late = _Vectors(builder, BLOCK), _data(context, builder, sig, args, 1)
+        values = builder.gep(late, [_index(BLOCK * R)])
+        ratios, fits = _ratio(builder, _sums_of_squares(builder, R, late), _sums_of_squares(builder, R, values))
+        vectors.store(ratios, late, _index(_RATIOS * R))
+        every = builder.icmp_signed("==", builder.bitcast(fits, ir.IntType(BLOCK)), ir.Constant(ir.IntType(BLOCK), -1))
+        with builder.if_then(every):
+            total, peak = _totals(builder, late, R)
+            zero, wide_zero = vectors.constant(0.0), ir.Constant(vectors.wide, [0.0] * BLOCK)
+            before = builder.select(args[2], wide_zero, builder.load(total, align=4))
+            builder.store(builder.fadd(before, builder.fpext(ratios, vectors.wide)), total, align=4)
+            builder.store(vectors.larger(builder.select(args[2], zero, builder.load(peak)), ratios), peak, align=4)
+        return every
+
+    return types.boolean(rank, late, types.boolean), codegen
+
+
+@intrinsic(prefer_literal=True)
+def totals(typing: Any, rank: Any, late: Any) -> Any:
+    """Return the sum (float64) and the maximum of what `relative_errors` has added to the ledger's totals."""
+    if not isinstance(rank, types.IntegerLiteral):
+        return None
+    R = rank.literal_value
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        vectors = _Vectors(builder, BLOCK)
+        total, peak = _totals(builder, _data(context, builder, sig, args, 1), R)
+        values = [vectors.reduce("fadd", builder.load(total, align=4)), vectors.reduce("fmax", builder.load(peak))]
+        return context.make_tuple(builder, sig.return_type, values)
+
+    return types.Tuple((types.float64, types.float32))(rank, late), codegen
+
+
+def _totals(builder: Any, late: Any, rank: int) -> tuple[Any, Any]:
+    """Where in the ledger the sums and the maxima are, by place in the block: BLOCK float64 and BLOCK float32."""
+    vectors, after = _Vectors(builder, BLOCK), _RATIOS * rank + BLOCK
+    total = builder.bitcast(builder.gep(late, [_index(after)]), vectors.wide.as_pointer())
+    return total, builder.bitcast(builder.gep(late, [_index(after + 2 * BLOCK)]), vectors.kind.as_pointer())

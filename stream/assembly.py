@@ -17,7 +17,6 @@ from monitors.policies import load_policy
 from stream.config import RunSettings
 from stream.engine import Engine
 
-
 BATCH_TOKENS: Mapping[str, int] = {"hashing": 32768, "minilm": 4096}
 """Most tokens in a micro-batch: about a second of MiniLM on two cores, so that a stop is quick."""
 

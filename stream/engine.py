@@ -22,7 +22,7 @@ from memory.backbones import Backbone
 from memory.backbones.backbone import Ids
 from memory.lane_state import Column, Columns, LaneState, Slots
 from memory.projections import Projected, Projections
-from memory.scan import ScanResult, scan
+from memory.scan_forms import ScanResult, scan
 from memory.state_pool import LaneRecord, StatePool
 from memory.threads import torch_threads
 from monitors.detectors.detector import Detector

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from memory.rule import Mode
-from memory.scan import ScanInputs, ScanResult, _check, scan
+from memory.scan_forms import ScanInputs, ScanResult, _check, scan
 
 MODES = ("coupled", "decay_outside", "decay_free", "plain", "gated")
 """The modes, and `decay_free`: decay_outside with a λ of its own."""

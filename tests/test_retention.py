@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.retention import MOST_MICROSECONDS, PRIVATE, Setting, choose, encode, measure, read_texts
 from benchmarks.retention_measures import AGES, CHOICES, KINDS, Pairs, Tally, ask, follow, lift, questions
 from memory.projections import Projected
-from memory.scan import scan
+from memory.scan_forms import scan
 from stream.assembly import DEFAULTS
 from stream.generate import GenerateSettings, write_stream
 
@@ -197,7 +197,7 @@ def test_what_costs_too_much_is_not_chosen() -> None:
     lines = [line(8, 0.1), line(32, 0.5), line(32, 0.9, write="token"), line(64, 0.9), line(128, 1.0)]
     assert choose(lines, COST, 3.5) is lines[1]  # 64 and token writes are too slow
     assert choose(lines, COST, 100.0)["rank"] == 64  # the state of 128 is too large
-    with pytest.raises(ValueError, match="no setting costs at most 0.1 µs"):
+    with pytest.raises(ValueError, match=r"no setting costs at most 0\.1 µs"):
         choose(lines, COST, 0.1)
 
 
@@ -259,5 +259,7 @@ def test_the_command_on_a_file_of_events(tmp_path: Path) -> None:
 def test_too_little_to_measure_is_said(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     write_stream(GenerateSettings(streams=2, events=50), events)
-    with pytest.raises(SystemExit, match="expected at least 2 streams of 164 messages or more, got 0 in events.jsonl"):
+    with pytest.raises(
+        SystemExit, match=r"expected at least 2 streams of 164 messages or more, got 0 in events\.jsonl"
+    ):
         read_texts(events, quick=False)

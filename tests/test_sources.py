@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import zstandard
@@ -33,7 +34,9 @@ from stream.sources import (
     StdinSource,
     open_source,
 )
+from stream.sources.earlier import Earlier
 from stream.sources.line_cutter import LineCutter
+from stream.sources.siblings import look
 
 # -- the kinds of input -----------------------------------------------------------------------------------------------
 
@@ -215,6 +218,18 @@ def test_resuming_in_much_input_equals_an_uninterrupted_run(tmp_path: Path, kind
         assert flat(resumed) == lines[done:]
         again = {**stored, resumed[0].partition: resumed[0].position(1)}
         assert flat(drain(make(), again)) == lines[done + 1 :]
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+def test_a_file_is_not_finished_while_some_of_it_is_unpacked_and_not_given_out(tmp_path: Path, packing: str) -> None:
+    """All of it is taken in at once, and gives two chunks, which end where lines do; the first is not the end."""
+    path = tmp_path / f"events.jsonl{packing}"
+    path.write_bytes(PACK[packing]((b"x" * 63 + b"\n") * 5_000))
+    whole = drain(FileSource(path))
+    assert whole[0].ends[-1] == CHUNK_BYTES
+    for index, chunk in enumerate(whole):
+        stored = {chunk.partition: chunk.position(len(chunk))}
+        assert flat(drain(FileSource(path), stored)) == flat(whole[index + 1 :])
 
 
 @pytest.mark.parametrize("kind", [plain, gzipped, zstandarded, a_folder, given_file])
@@ -1011,6 +1026,22 @@ def test_several_rotations_go_by_unseen(
     assert follower.lines == [b"one", b"two", b"three", b"four", b"five", b"six"]
 
 
+def test_a_part_that_is_deleted_while_it_is_read_is_followed_by_those_written_later(log: Path) -> None:
+    old = log.with_name("log.4")
+    old.write_bytes(b"read by another run\n")
+    os.utime(old, (1_000, 1_000))
+    os.utime(log, (2_000, 2_000))
+    follower = Follower(log)
+    assert follower.take() == [b"one"]
+    log.unlink()
+    for number in (2, 1):
+        part = log.with_name(f"log.{number}")
+        part.write_bytes(b"part %d\n" % number)
+        os.utime(part, (3_000, 3_000))
+    log.write_bytes(b"new\n")
+    assert follower.take() == [b"part 2", b"part 1", b"new"]
+
+
 def test_a_log_of_which_nothing_is_left_is_refused(log: Path) -> None:
     follower = Follower(log)
     follower.take()
@@ -1218,6 +1249,73 @@ def test_a_folder_is_followed(tmp_path: Path) -> None:
     follower.start()
     assert follower.take() == []
     assert {chunk.partition for chunk in follower.chunks} == {"a.jsonl", "b.jsonl", "c.jsonl", "b-2.jsonl"}
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+def test_a_file_in_a_followed_folder_that_is_just_being_compressed_is_not_a_new_one(
+    tmp_path: Path, packing: str
+) -> None:
+    path, packed = tmp_path / "a.jsonl", tmp_path / f"a.jsonl{packing}"
+    content = b"".join(b"%d\n" % number for number in range(3_000))
+    path.write_bytes(content)
+    follower = Follower(tmp_path)
+    assert len(follower.take()) == 3_000
+    whole = PACK[packing](content)
+    for length in (0, 3, 20, len(whole) // 2, len(whole)):
+        packed.write_bytes(whole[:length])
+        assert follower.take(seconds=1) == []
+    path.unlink()
+    assert follower.take() == []
+    follower.kill()
+    follower.start()
+    assert follower.take() == []
+
+
+def remembered(path: Path) -> Earlier:
+    status, content = path.stat(), path.read_bytes()
+    return Earlier(
+        name=path.name,
+        device=status.st_dev,
+        inode=status.st_ino,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        length=len(content),
+        head_length=min(len(content), 4096),
+        head_crc=crc32(content[:4096]),
+    )
+
+
+@pytest.mark.parametrize("length", [10, 10_000])
+def test_a_file_that_was_read_is_known_again(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "log.1"
+    content = b"x" * length + b"\n"
+    path.write_bytes(content)
+    file = remembered(path)
+
+    def is_at(path: Path, if_unfinished: bool = False) -> bool:
+        found = look(path)
+        assert found is not None
+        return file.is_at(found, if_unfinished=if_unfinished)
+
+    assert is_at(path)
+    assert is_at(path.rename(tmp_path / "log.2"))
+    path = tmp_path / "log.2"
+    append(path, b"late\n")
+    assert is_at(path) == (length > 512)  # of a short file this might be another at the same place
+    path.write_bytes(b"y" * (length + 100))
+    assert not is_at(path)
+    packed = tmp_path / "log.1.gz"
+    packed.write_bytes(gzip.compress(content))
+    assert is_at(packed)
+    for other in (content + b"more\n", content[:-1], b"y" * length + b"\n"):
+        packed.write_bytes(gzip.compress(other))
+        assert not is_at(packed)
+    for done in (0, 5, 15, -4):
+        packed.write_bytes(gzip.compress(content)[:done])
+        assert is_at(packed, if_unfinished=True)
+        assert not is_at(packed)
+    packed.write_bytes(b"oops")
+    assert not is_at(packed, if_unfinished=True)
 
 
 @pytest.mark.parametrize("restart", [False, True])

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from memory.scan import scan_support
+from memory.scan_forms import scan_support
 from memory.threads import torch_threads
 from tests.scan_batches import MODES, STATISTICS, Batch, distance, gradients, rows, same_bits, worst
 
@@ -258,7 +258,7 @@ def test_states_off_the_boundary_of_16_bytes_are_refused() -> None:
     room = torch.zeros(batch.states.numel() + 1, device=DEVICE)
     shifted = room[1:].view(batch.states.shape)
     assert shifted.data_ptr() % 16 == 4
-    from memory.scan import scan
+    from memory.scan_forms import scan
 
     with pytest.raises(ValueError, match=r"states must begin on a 16-byte boundary, got address 0x[0-9a-f]+: clone"):
         scan(shifted, batch.slots, batch.segments, batch.offsets, batch.q, batch.k, batch.v, batch.beta, form="triton")
@@ -288,7 +288,7 @@ def test_the_kernels_compile_for_a_gpu_with_16_byte_access_and_the_state_in_regi
 import re
 import subprocess
 import tempfile
-from memory.scan import scan_support
+from memory.scan_forms import scan_support
 print(*scan_support("triton", "cpu"))
 import triton
 from triton.backends.compiler import GPUTarget

@@ -58,7 +58,7 @@ class MiniLMBackbone(Backbone):
 
         self.device = torch.device(device)
         source = str(path) if path is not None else str(_wheel() or HUB_NAME)
-        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(source)
             model = transformers.AutoModel.from_pretrained(source)

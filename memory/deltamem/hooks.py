@@ -22,7 +22,7 @@ from memory.deltamem.layer import MemoryLayer, Projected
 from memory.deltamem.record import LayerRecord
 from memory.deltamem.sites import Site
 from memory.rule import coefficients
-from memory.scan import scan
+from memory.scan_forms import scan
 
 if TYPE_CHECKING:
     from memory.deltamem.attachment import Attachment

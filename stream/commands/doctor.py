@@ -21,7 +21,7 @@ def doctor() -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from memory.scan import FORMS, scan_support
+    from memory.scan_forms import FORMS, scan_support
     from memory.threads import threads
 
     console = Console()
@@ -60,7 +60,7 @@ def doctor() -> None:
 def _compiled_equals_definition() -> str:
     import torch
 
-    from memory.scan import scan
+    from memory.scan_forms import scan
 
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 200, 2, 8, generator=generator)

@@ -79,7 +79,8 @@ def _describe(lane: str, record: Any) -> dict[str, Any]:
 
 
 def _part(record: Any, name: str) -> bytes:
-    return next(blob for part, blob in record.beside.items() if part.split("/")[0] == name)
+    parts: dict[str, bytes] = record.beside
+    return next(blob for part, blob in parts.items() if part.split("/")[0] == name)
 
 
 def _print_all(lanes: Any, checkpoint: Any, store: Any, limit: int) -> None:
