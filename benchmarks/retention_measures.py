@@ -218,14 +218,14 @@ class Question:
     choices: Ids
 
     @classmethod
-    def draw(cls, pairs: Pairs, candidates: Ids, asked: Ids, rng: np.random.Generator) -> Question:
-        """Ask for `candidates[asked]`, each against CHOICES − 1 others drawn from the candidates."""
+    def draw(cls, pairs: Pairs, candidates: Ids, asked: Ids, choices: int, rng: np.random.Generator) -> Question:
+        """Ask for `candidates[asked]`, each against `choices` − 1 others drawn from the candidates."""
         order = rng.random((len(asked), len(candidates)))
         order[np.arange(len(asked)), asked] = -1.0
-        return cls(pairs, candidates, np.argsort(order, axis=1)[:, :CHOICES])
+        return cls(pairs, candidates, np.argsort(order, axis=1)[:, :choices])
 
 
-def questions(asks: Sequence[Pairs], number: int, messages: int, rng: np.random.Generator) -> list[Question | None]:
+def questions(asks: Sequence[Pairs], number: int, messages: int, choices: int = CHOICES) -> list[Question | None]:
     """Choose what conversation `number` is asked for after its first `messages` messages.
 
     Parameters
@@ -236,27 +236,28 @@ def questions(asks: Sequence[Pairs], number: int, messages: int, rng: np.random.
         The conversation that was written.
     messages
         How much of it.
-    rng
-        Draws the competitors.
+    choices
+        Of how many one is right.
 
     Returns
     -------
     list
         For each of `KINDS`; None where there are too few pairs to choose from. Past pairs: at most `PROBES` from each
-        age bucket; both controls: `CHOICES` pairs, each against the others.
+        age bucket; both controls: `choices` pairs, each against the others. The same every time.
     """
+    rng = np.random.default_rng([number, messages])
     own = asks[number]
     elsewhere = asks[(number + 1 + int(rng.integers(len(asks) - 1))) % len(asks)]
     past = own.past(messages)
     ages = messages - 1 - own.message[past]
     asked = [spread_out(np.flatnonzero((low <= ages) & (ages <= high)), PROBES) for low, high in reversed(AGES)]
     drawn: list[Question | None] = [None] * len(KINDS)
-    if len(past) >= CHOICES:
-        drawn[0] = Question.draw(own, past, np.concatenate(asked), rng)
-    everyone = np.arange(CHOICES)
+    if len(past) >= choices:
+        drawn[0] = Question.draw(own, past, np.concatenate(asked), choices, rng)
+    everyone = np.arange(choices)
     for kind, pairs, index in ((1, own, own.later(messages)), (2, elsewhere, elsewhere.unlike(own, messages))):
-        if len(index) >= CHOICES:
-            drawn[kind] = Question.draw(pairs, spread_out(index, CHOICES), everyone, rng)
+        if len(index) >= choices:
+            drawn[kind] = Question.draw(pairs, spread_out(index, choices), everyone, choices, rng)
     return drawn
 
 
@@ -268,6 +269,7 @@ def follow(
     *,
     every: int,
     warm_up: int,
+    choices: int = CHOICES,
 ) -> dict[tuple[str, str], Tally]:
     """Write one conversation, and ask for its pairs as it goes.
 
@@ -283,7 +285,9 @@ def follow(
         The rule's mode → for each setting of its gates, for each seed: the projections. The seeds' keys and values must
         be the same in all settings.
     every, warm_up
-        Ask after the first `warm_up` messages, and then after each `every` more, while `CHOICES` messages are left.
+        Ask after the first `warm_up` messages, and then after each `every` more, while `choices` messages are left.
+    choices
+        As in `questions`.
 
     Returns
     -------
@@ -297,13 +301,13 @@ def follow(
     last = int(writes.message[-1]) + 1
     begin = 0
     with torch_threads(1):  # many small products: a second thread costs more than it brings
-        for messages in range(warm_up, last - CHOICES + 1, every):
+        for messages in range(warm_up, last - choices + 1, every):
             end = int(np.searchsorted(writes.message, messages))
             for mode, projects in modes.items():
                 states[mode] = _write(states.get(mode), projects, writes.rows[begin:end], mode)
             begin = end
             for name, pairs in asks.items():
-                drawn = questions(pairs, number, messages, np.random.default_rng([number, messages]))
+                drawn = questions(pairs, number, messages, choices)
                 if drawn[0] is None:
                     continue
                 asked = [None if question is None else _projected(question, seeds) for question in drawn]

@@ -69,8 +69,8 @@ class Machine:
         a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
         copy = min(measure({"copy": lambda: target.copy_(source)}, device)["copy"])
         multiply = min(measure({"multiply": lambda: a @ b}, device)["multiply"])
-        cycles = 4 / torch.cuda.get_device_properties(device).clock_rate / 1e3 if device.type == "cuda" else _chain()
-        return cls(2 * source.numel() * 4 / copy, 2 * size**3 / multiply, cycles)
+        chain = 4e-3 / _kilohertz(device) if device.type == "cuda" else _chain()
+        return cls(2 * source.numel() * 4 / copy, 2 * size**3 / multiply, chain)
 
 
 @numba.njit(fastmath={"contract"})
@@ -78,6 +78,10 @@ def _dependent(count: int, x: float, y: float) -> float:
     for _ in range(count):
         x = x * y + y
     return x
+
+
+def _kilohertz(device: torch.device) -> float:
+    return float(getattr(torch.cuda.get_device_properties(device), "clock_rate", 1.5e6))
 
 
 def _chain() -> float:
@@ -155,9 +159,8 @@ def _gpu_seconds(run: Callable[[], Any]) -> float:
     return float(begin.elapsed_time(done)) / 1e3
 
 
-def host_row(work: Work, machine: Machine, budget: float) -> dict[str, Any]:
+def host_row(work: Work, machine: Machine, budget: float, host: torch.device) -> dict[str, Any]:
     """The whole call of the compiled form, against the loop in torch with one thread and with all."""
-    host = torch.device("cpu")
     states, tensors, lanes, offsets = _tensors(work, host)
     by_token = [x.view(work.lanes, work.tokens, 1, work.rank).transpose(0, 1).contiguous() for x in tensors]
 
@@ -215,11 +218,10 @@ def _statistics_cost(states: Tensor, tensors: list[Tensor], lanes: Tensor, offse
     return min(taken["full"]) / min(taken["lean"]) - 1
 
 
-def gpu_row(work: Work, machine: Machine, budget: float) -> dict[str, Any]:
+def gpu_row(work: Work, machine: Machine, budget: float, device: torch.device) -> dict[str, Any]:
     """The Triton kernel alone, the whole call, the chunk form for few lanes, and the rivals."""
     from memory.triton_launch import Places, run_forward
 
-    device = torch.device("cuda")
     states, tensors, lanes, offsets = _tensors(work, device)
     q, k, v, beta = tensors
     inputs = _check(states, lanes, lanes, offsets, q, k, v, beta, None, Mode.PLAIN, None, True)
@@ -299,7 +301,7 @@ def main() -> None:
     )
     sizes = (GPU_QUICK if options.quick else GPU) if gpu else (HOST_QUICK if options.quick else HOST)
     row = gpu_row if gpu else host_row
-    rows = [row(Work(*size), machine, options.budget) for size in sizes]
+    rows = [row(Work(*size), machine, options.budget, device) for size in sizes]
     print_table("The scan, rule plain, H = 1, with reads and statistics", rows)
     if not gpu:
         print(f"Not run: Triton ({scan_support('triton', 'cpu')[1]}), one program a lane, fla (both need a GPU too).")

@@ -28,6 +28,8 @@ from memory.scan_forms import ScanInputs, ScanResult
 from memory.threads import PIECES, run_pieces, threads_for
 from memory.vector_step import (
     BLOCK,
+    UNROLLED,
+    fetch,
     ledger,
     load_state,
     relative_error,
@@ -173,6 +175,16 @@ def compiled(rank: int, mode: int, free: bool, want_reads: bool) -> Any:
                         if not mask[first + t + ahead]:
                             run = ahead
                             break
+                if rank <= UNROLLED and t + BLOCK < length:  # a token takes less time than its numbers from memory
+                    for place in range(BLOCK, 2 * BLOCK, max(1, 16 // (rank * heads))):
+                        at = ((first + t + place) * heads + head) * rank
+                        fetch(k, at)
+                        fetch(v, at)
+                        fetch(beta, at)
+                        if want_reads:
+                            fetch(q, at)
+                        if free:
+                            fetch(lam, at)
                 for place in range(run):
                     at = ((first + t + place) * heads + head) * rank
                     read_at = ((out + place) * heads + head) * rank

@@ -21,8 +21,10 @@ import triton.language as tl
 
 from memory.triton_step import COUPLED, OUTSIDE, advance, coefficients, load_token
 
+INDICES = ["starts", "lengths", "outs", "chunks", "order"]
 
-@triton.jit(do_not_specialize=["units", "heads", "depth"])
+
+@triton.jit(do_not_specialize=["units", "heads", "depth"], do_not_specialize_on_alignment=INDICES)
 def backward_kernel(
     starts, lengths, outs, chunks, order,
     q, k, v, beta, lam, token_mask, checkpoints, room,

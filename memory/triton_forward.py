@@ -32,7 +32,10 @@ def _count(x, row, on):
     return tl.sum((finite(numbers) == 0).to(tl.int64), axis=1)
 
 
-@triton.jit(do_not_specialize=["units", "heads"])
+INDICES = ["slots", "starts", "lengths", "outs", "chunks", "order", "met"]
+
+
+@triton.jit(do_not_specialize=["units", "heads"], do_not_specialize_on_alignment=INDICES)
 def forward_kernel(
     states, slots, starts, lengths, outs, chunks, order,
     q, k, v, beta, lam, token_mask,

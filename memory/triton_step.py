@@ -16,9 +16,6 @@ UNITS = {4: 8, 8: 4, 16: 1, 32: 1, 64: 1}
 """Units of a program for each rank that the kernels take: 4 to 32 numbers of the states to a thread."""
 WARPS = {4: 1, 8: 1, 16: 1, 32: 1, 64: 4}
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
-"""Whether Triton's interpreter runs the kernels, on the host (decided when Triton is imported)."""
-
 COUPLED, OUTSIDE, PLAIN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # memory.rule.Mode
 
 
@@ -26,6 +23,10 @@ COUPLED, OUTSIDE, PLAIN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # m
 def finite(x):
     """Whether a number is neither NaN nor infinite."""
     return tl.abs(x) < float("inf")
+
+
+INTERPRETED = not isinstance(finite, triton.JITFunction)
+"""Whether Triton's interpreter runs the kernels, on the host (decided when Triton is imported)."""
 
 
 @triton.jit

@@ -17,6 +17,7 @@ Functions to be called from numba code, each compiled once for each rank (a cons
     relative_errors(rank, late, first)              ‖error‖ / ‖value‖ of all BLOCK tokens in the ledger
     relative_error(rank, late, place)               the same of one, to the same bits
     totals(rank, late)                              the sum and the maximum of those of all blocks
+    fetch(numbers, at)                              numbers that will be wanted soon
 """
 # mypy: disable-error-code="no-untyped-call, untyped-decorator, import-untyped"
 
@@ -240,6 +241,21 @@ def store_state(typing: Any, rank: Any, columns: Any, states: Any, at: Any) -> A
 
     measured = types.Tuple((types.float64, types.float32, types.boolean))
     return measured(rank, columns, states, types.int64), codegen
+
+
+@intrinsic
+def fetch(typing: Any, numbers: Any, at: Any) -> Any:
+    """Have the line around `numbers[at]` brought into the cache; past the end nothing happens."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        place = builder.bitcast(builder.gep(_data(context, builder, sig, args, 0), [args[1]]), byte)
+        builder.call(function, [place, *(ir.Constant(word, choice) for choice in (0, 3, 1))])  # to read, to keep, data
+        return context.get_dummy_value()
+
+    return types.void(numbers, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)

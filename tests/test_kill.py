@@ -1,4 +1,8 @@
-"""Real processes, killed for real: what comes out is what an uninterrupted run gives, bit for bit."""
+"""Real processes, killed for real: what comes out is what an uninterrupted run gives, bit for bit.
+
+Four histories over the same lines, each from another kind of source, are killed five times each and go on with other
+micro-batches and threads every time. They run two at a time while the other tests wait for them.
+"""
 
 from __future__ import annotations
 
@@ -6,203 +10,317 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from stream.cli import app
+from stream.config import DETECTORS, RunSettings
+from stream.consumer import Consumer
+from stream.dead_letters import read_dead_letters
 from stream.generate import GenerateSettings, generate
 
-COMMAND = [sys.executable, "-m", "stream.cli"]
-EVENTS = 6_000
-KILLS = 20
+EVENTS = 3_000
+KILLS = 5
 DEADLINE = 120.0
+MANGLED = (b"", b"not json", b'{"stream": "a"}', b'{"stream": "a", "text": "\xff\xfe"}', b'{"text": NaN}', b"\x00\x01")
+
+WAYS = (
+    ("--batch-events", "64"),
+    ("--batch-events", "7", "--linger", "0", "--checkpoint-every", "0.02"),
+    ("--batch-tokens", "700", "--threads", "1"),
+    ("--batch-events", "150", "--threads", "2", "--checkpoint-every", "0.05"),
+)
+"""What may differ between a run and the one that goes on from it."""
+
+QUICK = ("--detectors", json.dumps({"topic_shift_score": DETECTORS["topic_shift_score"], "state_norm": "page_hinkley"}))
+"""Without river, whose import takes as long as all the others together."""
 
 
 @pytest.fixture(scope="module")
 def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recurring conversation over five streams, a mangled line after every fortieth."""
+    """A recurring conversation over five streams, a mangled line after every twentieth."""
     path = tmp_path_factory.mktemp("talk") / "talk.jsonl"
     dice = random.Random(7)
-    mangled = [
-        b"",
-        b"not json",
-        b'{"stream": "a"}',
-        b'{"stream": "a", "text": "\xff\xfe"}',
-        b'{"text": NaN}',
-        b"\x00\x01",
-    ]
     with path.open("wb") as file:
         settings = GenerateSettings(scenario="recurring", streams=5, events=EVENTS // 5, seed=3)
         for number, (event, _) in enumerate(generate(settings)):
             file.write(json.dumps(event).encode() + b"\n")
-            if number % 40 == 39:
-                file.write(dice.choice(mangled) + b"\n")
+            if number % 20 == 19:
+                file.write(dice.choice(MANGLED) + b"\n")
     return path
 
 
 class Run:
-    """One run's folder, and the command that fills it."""
+    """One run's folder, and the command that fills it.
 
-    def __init__(self, folder: Path, source: str, *options: str):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.sink = folder / "out.jsonl"
-        self.dead = folder / "dead.jsonl"
-        self.store = folder / "state.db"
+    Parameters
+    ----------
+    folder
+        Where everything goes.
+    source
+        As the command line says it.
+    options
+        At every start.
+    feed
+        A file that is given as a pipe, from its beginning, at every start.
+    """
+
+    def __init__(self, folder: Path, source: str, *options: str, feed: Path | None = None):
+        folder.mkdir(parents=True)
+        self.folder, self.feed = folder, feed
+        self.sink, self.dead, self.store = folder / "out.jsonl", folder / "dead.jsonl", folder / "state.db"
+        self.log = folder / "log"
+        self.seen = 0  # bytes of the log before the last start
         self.command = [
-            *[*COMMAND, "run", "--source", source, "--backbone", "hashing", "--policy", "decay_on_shift"],
+            *[sys.executable, "-m", "stream.cli", "run", "--source", source, "--backbone", "hashing"],
+            *["--policy", "decay_on_shift", "--metrics-port", "0", "--checkpoint-every", "0"],
             *["--state", f"sqlite:///{self.store}", "--sink", f"jsonl:{self.sink}", "--dead-letter", str(self.dead)],
-            *["--metrics-port", "0", "--checkpoint-every", "0", *options],
+            *options,
         ]
 
-    def start(self, stdin: int | None = None) -> subprocess.Popen[bytes]:
-        with (self.folder / "log").open("ab") as log:
-            return subprocess.Popen(self.command, stdin=stdin, stdout=log, stderr=log)
+    def start(self, *options: str, stdin: int | None = None) -> subprocess.Popen[bytes]:
+        self.seen = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            if self.feed is None or stdin is not None:
+                return subprocess.Popen([*self.command, *options], stdin=stdin, stdout=log, stderr=log)
+            end, begin = os.pipe()
+            Thread(target=pump, args=(self.feed.read_bytes(), begin)).start()
+            process = subprocess.Popen([*self.command, *options], stdin=end, stdout=log, stderr=log)
+            os.close(end)
+            return process
 
-    def finish(self, stdin: int | None = None) -> None:
+    def said(self, pattern: bytes) -> bool:
+        """Say whether the process started last has logged this."""
+        with self.log.open("rb") as log:
+            log.seek(self.seen)
+            return re.search(pattern, log.read()) is not None
+
+    def finish(self, *options: str) -> None:
         """Run to the end."""
-        code = self.start(stdin).wait(DEADLINE)
-        assert code == 0, (self.folder / "log").read_text()[-2000:]
+        code = self.start(*options).wait(DEADLINE)
+        assert code == 0, self.log.read_text()[-2000:]
 
-    def interrupt(self, moment: int, number: int = signal.SIGKILL, stdin: int | None = None) -> int | None:
-        """Start, send the signal once the sink has grown to `moment` bytes; None if the run was done before that."""
-        process = self.start(stdin)
+    def interrupt(
+        self, *options: str, when: Callable[[], bool], number: int = signal.SIGKILL, delay: float = 0.0
+    ) -> int:
+        """Start, and send the signal `delay` seconds after `when` has become true; return the exit code."""
+        process = self.start(*options)
         end = time.monotonic() + DEADLINE
-        while process.poll() is None and time.monotonic() < end:
-            if self.sink.exists() and self.sink.stat().st_size >= moment:
-                process.send_signal(number)
-                return process.wait(DEADLINE)
-            time.sleep(0.001)
-        assert process.wait(DEADLINE) == 0, (self.folder / "log").read_text()[-2000:]
-        return None
+        while not when() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.0005)
+        time.sleep(delay)
+        process.send_signal(number)
+        return process.wait(DEADLINE)
 
-    def outcome(self) -> dict[str, object]:
+    def at_work(self, length: int) -> Callable[[], bool]:
+        """Return what says whether the process started last is consuming, and the sink has grown to this length."""
+        return lambda: self.sink.exists() and self.sink.stat().st_size >= length and self.said(b"started|resumed")
+
+    def kill(self, moments: list[int], dice: random.Random) -> int:
+        """Kill it when the sink has grown to each of these lengths, and a little later; return how often it was hit."""
+        hits = 0
+        for number, moment in enumerate(moments):
+            ways = WAYS[number % len(WAYS)]
+            hits += self.interrupt(*ways, when=self.at_work(moment), delay=dice.uniform(0, 0.03)) == -signal.SIGKILL
+        return hits
+
+    def outcome(self) -> dict[str, Any]:
         """Everything that must be the same: states and all beside them, positions, counters, files."""
-        command = [*COMMAND, "inspect", "--state", f"sqlite:///{self.store}", "--json"]
-        shown = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        return {"store": shown, "sink": self.sink.read_bytes(), "dead": self.dead.read_bytes()}
+        shown = CliRunner().invoke(app, ["inspect", "--state", f"sqlite:///{self.store}", "--json"])
+        assert shown.exit_code == 0, shown.output
+        letters = [(letter.raw, letter.reason, letter.length) for letter in read_dead_letters(self.dead)]
+        return {
+            **json.loads(shown.stdout),
+            "sink": self.sink.read_bytes(),
+            "letters": letters,
+            "dead": self.dead.read_bytes(),
+        }
+
+
+def pump(data: bytes, pipe: int) -> None:
+    """Write all of it, or until nobody is left to read it."""
+    with suppress(BrokenPipeError), open(pipe, "wb", buffering=0) as file:
+        file.write(data)
+
+
+def uninterrupted(talk: Path, folder: Path, *options: str) -> dict[str, Any]:
+    run = Run(folder / "run", f"file:{talk}", *options)
+    run.finish("--checkpoint-every", "1")
+    return run.outcome()
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(talk: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run(tmp_path_factory.mktemp("whole") / "run", f"file:{talk}", "--checkpoint-every", "1")
-    run.finish()
-    return run
+def whole(talk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The outcome of a run that nothing interrupted."""
+    return uninterrupted(talk, tmp_path_factory.mktemp("whole"))
 
 
-def test_the_uninterrupted_run_is_what_it_seems(uninterrupted: Run, talk: Path) -> None:
-    records = [json.loads(line) for line in uninterrupted.sink.read_text().splitlines()]
-    dead = uninterrupted.dead.read_text().splitlines()
-    assert len(records) == EVENTS
-    assert len(dead) == EVENTS // 40
-    assert len(records) + len(dead) == talk.read_bytes().count(b"\n")
-    assert any(record["action"]["kind"] == "decay" for record in records)
+@pytest.fixture(scope="module")
+def quick(talk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same with `QUICK`."""
+    return uninterrupted(talk, tmp_path_factory.mktemp("quick"), *QUICK)
 
 
-def test_twenty_kills_at_random_moments(uninterrupted: Run, talk: Path, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", f"file:{talk}", "--batch-events", "64")
-    size = uninterrupted.sink.stat().st_size
-    dice = random.Random(20261121)
-    moments = sorted(dice.randrange(1, size) for _ in range(KILLS))
-    hit = 0
-    for moment in moments:
-        # What a checkpoint does not hold is cut off again, so the file may have to grow a second time.
-        hit += run.interrupt(moment) == -signal.SIGKILL
-    run.finish()
-    assert hit >= KILLS - 2  # two may fall behind the last batch
-    assert run.outcome() == uninterrupted.outcome()
+def gzipped(talk: Path, folder: Path) -> str:
+    path = folder / "talk.jsonl.gz"
+    path.write_bytes(gzip.compress(talk.read_bytes()))
+    return f"file:{path}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_is_clean_and_loses_nothing(number: int, uninterrupted: Run, talk: Path, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", f"file:{talk}", "--batch-events", "100", "--drain", "0")
-    assert run.interrupt(uninterrupted.sink.stat().st_size // 3, number) == 0
-    assert run.sink.stat().st_size < uninterrupted.sink.stat().st_size
-    run.finish()
-    assert run.outcome() == uninterrupted.outcome()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--batch-events", "7", "--linger", "0"),
-        ("--batch-tokens", "500", "--threads", "1"),
-        (
-            "--threads",
-            "2",
-        ),
-    ],
-    ids=["small batches", "one thread", "two threads"],
-)
-def test_bits_do_not_depend_on_batches_or_threads(
-    options: tuple[str, ...], uninterrupted: Run, talk: Path, tmp_path: Path
-) -> None:
-    run = Run(tmp_path / "run", f"file:{talk}", "--checkpoint-every", "1", *options)
-    run.finish()
-    assert run.outcome() == uninterrupted.outcome()
-
-
-def _gzipped(talk: Path, folder: Path) -> str:
-    (folder / "talk.jsonl.gz").write_bytes(gzip.compress(talk.read_bytes()))
-    return f"file:{folder}/talk.jsonl.gz"
-
-
-def _folder(talk: Path, folder: Path) -> str:
+def in_parts(talk: Path, folder: Path) -> str:
+    """Cut the lines into three files, in order: as a folder they are the same input."""
     lines = talk.read_bytes().splitlines(keepends=True)
+    third = len(lines) // 3
     (folder / "in").mkdir()
-    for part in range(3):
-        (folder / "in" / f"part{part}.jsonl").write_bytes(b"".join(lines[part::3]))
+    for part, some in enumerate((lines[:third], lines[third : 2 * third], lines[2 * third :])):
+        (folder / "in" / f"part{part}.jsonl").write_bytes(b"".join(some))
     return f"file:{folder}/in"
 
 
-@pytest.mark.parametrize("make", [_gzipped, _folder])
-def test_other_sources_resume_too(make: Callable[[Path, Path], str], talk: Path, tmp_path: Path) -> None:
-    source = make(talk, tmp_path)
-    whole = Run(tmp_path / "whole", source)
-    whole.finish()
-    run = Run(tmp_path / "run", source, "--batch-events", "64")
-    size = whole.sink.stat().st_size
-    assert run.interrupt(size // 4) == run.interrupt(size // 2) == -signal.SIGKILL
-    run.finish()
-    assert run.outcome() == whole.outcome()
+SOURCES: dict[str, Callable[[Path, Path], str]] = {
+    "file": lambda talk, _: f"file:{talk}",
+    "gzip": gzipped,
+    "folder": in_parts,
+    "pipe": lambda *_: "stdin:",
+}
 
 
-def test_a_pipe_fed_with_the_same_input_again(uninterrupted: Run, talk: Path, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", "stdin:", "--batch-events", "64")
-    codes = []
-    for moment in (uninterrupted.sink.stat().st_size // 3, None):
-        with subprocess.Popen(["cat", str(talk)], stdout=subprocess.PIPE) as feed:
-            assert feed.stdout is not None
-            if moment is None:
-                run.finish(feed.stdout.fileno())
-            else:
-                codes.append(run.interrupt(moment, stdin=feed.stdout.fileno()))
-    assert codes == [-signal.SIGKILL]
-    ended, whole = run.outcome(), uninterrupted.outcome()
-    assert ended["sink"] == whole["sink"]
-    assert json.loads(json.dumps(ended["store"]))["streams"] == json.loads(json.dumps(whole["store"]))["streams"]
+def history(kind: str, talk: Path, folder: Path, size: int) -> tuple[int, dict[str, Any]]:
+    """Kill a run on this kind of source at random moments, and let it end; return the hits and the outcome."""
+    folder.mkdir()
+    options, feed = () if kind == "file" else QUICK, talk if kind == "pipe" else None
+    run = Run(folder / "run", SOURCES[kind](talk, folder), *options, feed=feed)
+    dice = random.Random(f"20261121 {kind}")
+    if kind == "folder":  # before anything is committed: in the making of the store, and between it and the first event
+        for when in (run.store.exists, run.sink.exists):
+            assert run.interrupt(when=when, delay=dice.uniform(0, 0.01)) == -signal.SIGKILL
+    hits = run.kill(sorted(dice.randrange(1, int(0.95 * size)) for _ in range(KILLS)), dice)
+    if kind == "pipe":
+        stopped_while_it_waits_for_what_it_has_read_before(run)
+    run.finish("--batch-events", "33")
+    return hits, run.outcome()
 
 
-def test_a_second_signal_ends_the_process_at_once(talk: Path, tmp_path: Path) -> None:
-    fifo = tmp_path / "pipe"
-    os.mkfifo(fifo)
-    run = Run(tmp_path / "run", "stdin:", "--follow")
-    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    writer = os.open(fifo, os.O_WRONLY)
-    process = run.start(reader)
-    log = run.folder / "log"
+def stopped_while_it_waits_for_what_it_has_read_before(run: Run) -> None:
+    """Start with a pipe that nothing comes from: a run that waits in the middle of its resumption must hear a stop."""
+    silent, never = os.pipe()
+    process = run.start(stdin=silent)
     end = time.monotonic() + DEADLINE
-    while b"started" not in log.read_bytes() and time.monotonic() < end:
-        time.sleep(0.01)
+    while str(run.sink) not in open_files(process.pid) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(DEADLINE) == 0, run.log.read_text()[-2000:]
+    os.close(silent)
+    os.close(never)
+
+
+def open_files(pid: int) -> set[str]:
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.add(os.readlink(link))
+        except OSError:  # closed meanwhile
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def histories(
+    talk: Path, whole: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[tuple[int, dict[str, Any]]]]]:
+    base = tmp_path_factory.mktemp("histories")
+    with ThreadPoolExecutor(2) as pool:
+        yield {kind: pool.submit(history, kind, talk, base / kind, len(whole["sink"])) for kind in SOURCES}
+
+
+def test_the_uninterrupted_run_is_what_it_seems(whole: dict[str, Any], talk: Path) -> None:
+    records = [json.loads(line) for line in whole["sink"].splitlines()]
+    assert len(records) == EVENTS
+    assert len(whole["letters"]) == EVENTS // 20
+    assert len(records) + len(whole["letters"]) == talk.read_bytes().count(b"\n")
+    assert {raw for raw, _, _ in whole["letters"]} == set(MANGLED)
+    assert any(record["action"]["kind"] == "decay" for record in records)
+    assert whole["counters"]["ebbtide_events_total"] == [[EVENTS]]
+    assert whole["marks"] == {"jsonl": len(whole["sink"]), "dead_letters": len(whole["dead"])}
+    assert len(whole["streams"]) == 5
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_kills_at_random_moments_leave_no_trace(
+    kind: str,
+    histories: dict[str, Future[tuple[int, dict[str, Any]]]],
+    whole: dict[str, Any],
+    quick: dict[str, Any],
+) -> None:
+    hits, outcome = histories[kind].result()
+    assert hits == KILLS, "a run ended before it could be killed"
+    if kind == "file":
+        assert outcome == whole
+    for name in ("sink", "letters", "streams", "counters", "settings"):
+        assert outcome[name] == (whole if kind == "file" else quick)[name]
+
+
+def test_a_stop_is_clean_and_loses_nothing(quick: dict[str, Any], talk: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", f"file:{talk}", *QUICK)
+    lengths = [0]
+    for number, share in ((signal.SIGTERM, 0.2), (signal.SIGINT, 0.5)):
+        moment = run.at_work(int(share * len(quick["sink"])))
+        assert run.interrupt("--batch-events", "50", "--drain", "0", when=moment, number=number) == 0
+        assert run.said(b"stopped.*drained=False")
+        lengths.append(run.sink.stat().st_size)
+    assert lengths == sorted(set(lengths))
+    assert lengths[-1] < len(quick["sink"]), "both must have stopped in the middle"
+    run.finish()
+    assert run.outcome() == quick
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
+    silent, never = os.pipe()
+    run = Run(tmp_path / "run", "stdin:", *QUICK)
+    process = run.start("--follow", stdin=silent)
+    end = time.monotonic() + DEADLINE
+    while not run.said(b"started") and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.001)
     process.send_signal(signal.SIGSTOP)  # so that both signals are pending when it goes on
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
     assert process.wait(DEADLINE) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
-    os.close(writer)
-    os.close(reader)
+    os.close(silent)
+    os.close(never)
+
+
+def test_a_stop_does_not_wait_for_a_micro_batch_to_fill(talk: Path, tmp_path: Path) -> None:
+    """What lingers is processed and committed; how long it was to linger does not matter."""
+    some = tmp_path / "some.jsonl"
+    some.write_bytes(b"".join(talk.read_bytes().splitlines(keepends=True)[:50]))
+    consumer = Consumer(
+        RunSettings(
+            source=f"file:{some}", follow=True, backbone="hashing", linger=3600, state=f"sqlite:///{tmp_path}/s.db"
+        )
+    )
+    try:
+        consumer.open()
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(consumer.run)
+            end = time.monotonic() + DEADLINE
+            while consumer.source.backlog() != 0 and time.monotonic() < end:  # until all of it is read
+                time.sleep(0.001)
+            consumer.stop()
+            totals = running.result(DEADLINE)
+    finally:
+        consumer.close()
+    assert totals.drained
+    assert totals.lines in (0, 50)  # 0: it was read and handed on only after the stop
