@@ -12,7 +12,7 @@ import numba
 import torch
 from torch import Tensor
 
-from memory.vector_step import ledger, load_state, scratch, store_state, token_step
+from memory.vector_step import BLOCK, UNROLLED, fetch, ledger, load_state, scratch, store_state, token_step
 
 
 def torch_loop(S: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
@@ -38,9 +38,20 @@ def without_statistics(rank: int) -> Callable[..., None]:
         for lane in range(begin, end):
             state_at = slots[lane] * slot_stride
             load_state(rank, states, state_at, columns)
-            for t in range(lengths[lane]):
-                at = (starts[lane] + t) * rank
-                token_step(rank, columns, late, 0, q, k, v, beta, beta, at, 2, False, True, reads, at)
+            first, length, t = starts[lane], lengths[lane], 0
+            while t < length:
+                run = min(BLOCK, length - t)
+                if rank <= UNROLLED and t + BLOCK < length:
+                    for place in range(BLOCK, 2 * BLOCK, max(1, 16 // rank)):
+                        ahead = (first + t + place) * rank
+                        fetch(k, ahead)
+                        fetch(v, ahead)
+                        fetch(beta, ahead)
+                        fetch(q, ahead)
+                for place in range(run):
+                    at = (first + t + place) * rank
+                    token_step(rank, columns, late, place, q, k, v, beta, beta, at, 2, False, True, reads, at)
+                t += run
             store_state(rank, columns, states, state_at)
 
     return kernel
