@@ -42,7 +42,7 @@ from torch import Tensor
 
 from benchmarks.consumer import consume, write_events
 from benchmarks.retention_measures import CHOICES, MEASURES, Floats, Ids, Pairs, Project, follow, lift
-from benchmarks.retention_report import curve_svg, markdown, print_results
+from benchmarks.retention_report import as_json, curve_svg, markdown, print_results
 from memory.backbones import BACKBONES, Backbone, load_backbone
 from memory.probes import probe_errors
 from memory.projections import Projected, Projections
@@ -478,9 +478,7 @@ def main() -> None:
     results = {**about, "costs": cost, "choice": choice, "lines": lines}
     print_results(results)
     if options.json:
-        body = ",\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
-        head = json.dumps({**about, "costs": cost, "choice": choice}, ensure_ascii=False, indent=1)
-        options.json.write_text(f'{head[:-2]},\n "lines": [\n{body}\n]}}\n', encoding="utf-8")
+        options.json.write_text(as_json(results), encoding="utf-8")
     if options.markdown:
         options.markdown.write_text(markdown(results), encoding="utf-8")
     if options.plot:

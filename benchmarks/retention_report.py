@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -115,16 +116,37 @@ def print_results(results: Line) -> None:
 def markdown(results: Line) -> str:
     """Return the tables as one Markdown page."""
     about = ", ".join(f"{key} {results[key]}" for key in ("source", "conversations", "messages", "seeds", "every"))
-    page = [
-        "# Retention",
-        "",
-        f"Written by `python -m benchmarks.retention`: {about}. `docs/retention.md` tells what it means.",
-    ]
+    page = ["# Retention", "", f"Written by `python -m benchmarks.retention`: {about}.", "", READING]
     for title, rows in tables(results):
         columns = list(dict.fromkeys(key for line in rows for key in line))
         page += ["", f"## {title}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
         page += ["| " + " | ".join(str(line.get(column, "")) for column in columns) + " |" for line in rows]
     return "\n".join(page) + "\n"
+
+
+def as_json(results: Line) -> str:
+    """Return the numbers as JSON, a setting a line; of the conversations chosen on, only hit rates and scores."""
+    head = {key: value for key, value in results.items() if key not in ("choice", "lines")}
+    head["choice"] = {backbone: _setting(line) for backbone, line in results["choice"].items()}
+    body = ",\n".join(json.dumps(_stored(line), ensure_ascii=False, separators=(",", ":")) for line in results["lines"])
+    return f'{json.dumps(head, ensure_ascii=False, indent=1)[:-2]},\n "lines": [\n{body}\n]}}\n'
+
+
+def _setting(line: Line) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in HALVES}
+
+
+def _stored(line: Line) -> dict[str, Any]:
+    """Leave out what the rest gives: lift and share; the controls are there."""
+    stored = _setting(line)
+    for half in HALVES:
+        stored[half] = {
+            key: value
+            for key, value in line[half].items()
+            if not key.endswith(("lift", "share")) or key == "score_by_lift"
+            if half == "reported_on" or not key.startswith(("cosine", "error"))
+        }
+    return stored
 
 
 def curves(results: Line, backbone: str) -> list[tuple[str, str, str, list[float | None]]]:
@@ -145,7 +167,7 @@ def curve_svg(results: Line) -> str:
     """Draw the hit rate by age, a panel for each backbone."""
     wide, high, left, top, gap = 340, 230, 56, 44, 70
     panels = list(results["choice"])
-    size = (left + len(panels) * (wide + gap) - gap + 24, top + high + 150)
+    size = (left + len(panels) * (wide + gap) - gap + 32, top + high + 140)
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" width="{size[0]}" '
         f'height="{size[1]}" font-family="Helvetica, Arial, sans-serif" font-size="12" fill="#111827">',

@@ -222,7 +222,7 @@ def test_the_defaults_are_what_was_measured() -> None:
             chosen[key] for key in ("rank", "mode", "write", "beta")
         )
         mine = [line for line in results["lines"] if line["backbone"] == backbone]
-        assert choose(mine, results["costs"], MOST_MICROSECONDS[backbone]) == chosen
+        assert choose(mine, results["costs"], MOST_MICROSECONDS[backbone]).items() >= chosen.items()
 
 
 def test_on_real_conversations_the_papers_setting_keeps_nothing_and_the_default_does() -> None:
@@ -252,7 +252,7 @@ def test_the_command_on_a_file_of_events(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "json").read_text(encoding="utf-8"))
     assert (results["conversations"], results["messages"]) == (2, 480)
     assert len(results["lines"]) == 8
-    assert results["choice"]["hashing"] in results["lines"]
+    assert any(line.items() >= results["choice"]["hashing"].items() for line in results["lines"])
     assert "| segment | 32 | plain | 0.5 |" in (tmp_path / "markdown").read_text(encoding="utf-8")
     lines = ElementTree.parse(tmp_path / "plot").getroot().iter("{http://www.w3.org/2000/svg}polyline")
     assert len(list(lines)) == 4
