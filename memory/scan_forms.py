@@ -320,7 +320,7 @@ def _lanes(slots: Tensor, segments: Tensor, offsets: Tensor, capacity: int, toke
             raise TypeError(f"{name} must be a row of int64, got {_short(tensor.dtype)} {list(tensor.shape)}")
     if slots.shape != segments.shape:
         raise ValueError(f"slots and segments must be of one length, got {len(slots)} and {len(segments)}")
-    slot, segment, offset = (tensor.numpy(force=True) for tensor in (slots, segments, offsets))
+    slot, segment, offset = (tensor.contiguous().numpy(force=True) for tensor in (slots, segments, offsets))
     sizes = offset[1:] - offset[:-1]
     if not offset.size or offset[0] != 0 or offset[-1] != tokens or (sizes.size and sizes.min() < 0):
         raise ValueError(f"offsets must begin at 0, never fall and end at T = {tokens}, got {_glance(offset)}")

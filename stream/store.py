@@ -17,7 +17,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -276,7 +276,7 @@ class StateStore:
                     found[row.lane] = self._record(row)
         return found
 
-    def lanes(self) -> Iterator[tuple[str, LaneRecord]]:
+    def lanes(self) -> Generator[tuple[str, LaneRecord]]:
         """Yield every stored lane, by name."""
         with self._transaction() as connection:
             for row in connection.execute(sql.select(_lanes).order_by(_lanes.c.lane)).yield_per(FETCH):

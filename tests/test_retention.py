@@ -21,7 +21,7 @@ from benchmarks.retention_measures import AGES, CHOICES, KINDS, Pairs, Tally, as
 from memory.projections import Projected
 from memory.scan_forms import scan
 from stream.assembly import DEFAULTS
-from stream.generate import GenerateSettings, write_stream
+from stream.generate import GenerateSettings, generate, write_stream
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "retention.json"
 
@@ -152,6 +152,33 @@ def test_past_and_later_pairs_are_what_they_say(drawn: list[tuple[int, bool]], d
     assert len(pairs.later(messages)) == len(set(texts) - set(written))
     other = Pairs(torch.arange(8.0)[:, None], np.arange(8))
     assert {int(other.rows[i, 0]) for i in other.unlike(pairs, messages)} == set(range(8)) - set(written)
+
+
+def test_the_running_mean_is_that_of_the_messages_before() -> None:
+    pairs = Pairs(torch.tensor([[4.0], [2.0], [6.0], [4.0]]), np.arange(4))
+    centred = pairs.less_running_mean()
+    assert centred.rows.flatten().tolist() == [4.0, -2.0, 3.0, 0.0]
+    assert centred.past(4).tolist() == pairs.past(4).tolist() == [1, 2, 3]  # still the same pairs
+    assert pairs.rows.flatten().tolist() == [4.0, 2.0, 6.0, 4.0]
+
+
+def test_variants_differ_from_the_plain_setting_in_what_they_name() -> None:
+    settings = GenerateSettings(scenario="recurring", streams=2, events=200, seed=2)
+    texts: dict[str, list[str]] = {}
+    for event, _ in generate(settings):
+        texts.setdefault(event["stream"], []).append(event["text"])
+    encoded = encode("hashing", list(texts.values()), None)
+    rule: dict[str, Any] = {"backbone": "hashing", "write": "segment", "rank": 8, "mode": "plain", "beta": 0.5}
+
+    def found(**changes: Any) -> Any:
+        return measure(encoded, [Setting(**rule, **changes)], seeds=2, every=30)[0]["reported_on"]
+
+    usual = found()
+    assert found(mean="none") == usual  # hashing ships no mean
+    assert found(gain=1e-6)["hit"] == usual["hit"]
+    changed = [found(mean=mean) for mean in ("generated", "elsewhere", "running")] + [found(gain=60.0)]
+    numbers = [json.dumps(each) for each in [usual, *changed, found(values="raw")]]
+    assert len(set(numbers)) == len(numbers)
 
 
 def test_controls_weigh_as_much_as_what_they_are_held_against() -> None:

@@ -348,6 +348,19 @@ def test_a_masked_token_neither_reads_nor_writes(form: str) -> None:
     assert int(result.nonfinite.sum()) == 0
 
 
+def test_slots_segments_and_gates_may_be_views() -> None:
+    """What a form gets lies in one piece: compiled code is made for that."""
+    batch = Batch.random("coupled", 8, heads=2)
+    twice = {name: getattr(batch, name).repeat_interleave(2)[::2] for name in ("slots", "segments", "offsets")}
+    beta = batch.beta.transpose(0, 1).contiguous().transpose(0, 1)
+    views = replace(batch, beta=beta, **twice)
+    assert not views.slots.is_contiguous()
+    inputs = views.inputs()
+    assert inputs.slots.flags.c_contiguous
+    assert inputs.beta.is_contiguous()
+    assert same_bits(views.run("cpu")[1], batch.run("cpu")[1])
+
+
 @pytest.mark.parametrize("form", HOST_FORMS)
 def test_states_may_be_layers_of_a_larger_tensor(form: str) -> None:
     batch = Batch.random("coupled", 8, heads=2)

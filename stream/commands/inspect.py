@@ -23,9 +23,10 @@ def inspect(
     from stream.store import StateStore
 
     store = StateStore(state, create=False)
+    stored = store.lanes()
     try:
         if stream is None:
-            lanes = (_describe(lane, record) for lane, record in store.lanes())
+            lanes = (_describe(lane, record) for lane, record in stored)
             checkpoint = store.load()
             if as_json:
                 places = [
@@ -51,6 +52,7 @@ def inspect(
         described = _describe(stream, found[stream]) | {"settings": store.settings}
         print(json.dumps(described, indent=1, sort_keys=True) if as_json else _lines(described))
     finally:
+        stored.close()
         store.close()
 
 
