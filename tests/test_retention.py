@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import subprocess
 import sys
@@ -16,9 +17,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmarks.retention import MOST_MICROSECONDS, PRIVATE, Setting, choose, encode, measure, read_texts
+from benchmarks import retention_measures
+from benchmarks.retention import (
+    MOST_MICROSECONDS,
+    PRIVATE,
+    Encoded,
+    Setting,
+    _summary,
+    choose,
+    encode,
+    measure,
+    read_texts,
+)
 from benchmarks.retention_measures import AGES, CHOICES, KINDS, Pairs, Tally, ask, follow, lift, questions
-from memory.projections import Projected
+from memory.projections import Projected, Projections
 from memory.scan_forms import scan
 from stream.assembly import DEFAULTS
 from stream.generate import GenerateSettings, generate, write_stream
@@ -148,6 +160,11 @@ def test_past_and_later_pairs_are_what_they_say(drawn: list[tuple[int, bool]], d
         assert message[index] < messages
         again = [said for text, said in zip(texts, message, strict=True) if text == texts[index] and said < messages]
         assert max(again) == message[index]
+    last = {
+        text: max(said for other, said in zip(texts, message, strict=True) if other == text and said < messages)
+        for text in written
+    }
+    assert set(message[past].tolist()) == {int(said) for said in last.values()}  # and of each message that has one
     assert {texts[i] for i in pairs.later(messages)} == set(texts) - set(written)
     assert len(pairs.later(messages)) == len(set(texts) - set(written))
     other = Pairs(torch.arange(8.0)[:, None], np.arange(8))
@@ -162,16 +179,50 @@ def test_the_running_mean_is_that_of_the_messages_before() -> None:
     assert pairs.rows.flatten().tolist() == [4.0, 2.0, 6.0, 4.0]
 
 
-def test_variants_differ_from_the_plain_setting_in_what_they_name() -> None:
-    settings = GenerateSettings(scenario="recurring", streams=2, events=200, seed=2)
+def generated_conversations() -> Encoded:
+    """Four short conversations under `hashing`."""
     texts: dict[str, list[str]] = {}
-    for event, _ in generate(settings):
+    for event, _ in generate(GenerateSettings(scenario="recurring", streams=4, events=190, seed=2)):
         texts.setdefault(event["stream"], []).append(event["text"])
-    encoded = encode("hashing", list(texts.values()), None)
+    return encode("hashing", list(texts.values()), None)
+
+
+def setting(**changes: Any) -> Setting:
     rule: dict[str, Any] = {"backbone": "hashing", "write": "segment", "rank": 8, "mode": "plain", "beta": 0.5}
+    return Setting(**(rule | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"mode": "gated", "beta": 0.3, "lam": 0.9}, {"gain": 30.0}, {"write": "token", "mean": "elsewhere"}],
+    ids=str,
+)
+def test_a_line_is_the_consumers_own_projections_summed_up(changes: dict[str, Any]) -> None:
+    """Every setting reaches the projections; the second and fourth conversation are reported on; medians over seeds."""
+    encoded, chosen = generated_conversations(), setting(**changes)
+    writes = encoded.tokens if chosen.write == "token" else encoded.messages
+    expected = []
+    for number in (1, 3):
+        mean = None
+        if chosen.mean == "elsewhere":
+            mean = torch.cat([pairs.rows for other, pairs in enumerate(writes) if other != number]).mean(dim=0).numpy()
+        seeds: list[Any] = [
+            Projections(256, 1, 8, beta=chosen.beta, gain=chosen.gain, lam=chosen.lam, mean=mean, seed=seed)
+            for seed in range(3)
+        ]
+        heads = {chosen.mode: [seeds]}
+        tallies = follow(number, writes[number], {"message": encoded.messages}, heads, every=20, warm_up=100)
+        expected.append(tallies[chosen.mode, "message"].mean()[0, 2, :5, 0])
+    found = measure(encoded, [chosen], seeds=3, every=20)[0]
+    assert found["reported_on"]["hit"][:5] == pytest.approx(np.median(np.mean(expected, axis=0), axis=-1), abs=6e-4)
+    assert found["chosen_on"]["hit"][:5] != found["reported_on"]["hit"][:5]
+
+
+def test_variants_differ_from_the_plain_setting_in_what_they_name() -> None:
+    encoded = generated_conversations()
 
     def found(**changes: Any) -> Any:
-        return measure(encoded, [Setting(**rule, **changes)], seeds=2, every=30)[0]["reported_on"]
+        return measure(encoded, [setting(**changes)], seeds=2, every=30)[0]["reported_on"]
 
     usual = found()
     assert found(mean="none") == usual  # hashing ships no mean
@@ -179,6 +230,44 @@ def test_variants_differ_from_the_plain_setting_in_what_they_name() -> None:
     changed = [found(mean=mean) for mean in ("generated", "elsewhere", "running")] + [found(gain=60.0)]
     numbers = [json.dumps(each) for each in [usual, *changed, found(values="raw")]]
     assert len(set(numbers)) == len(numbers)
+
+
+def test_the_score_is_the_share_of_what_the_control_leaves_open() -> None:
+    """Two conversations, one seed: hit rates .8 and .6 against .6, then .99 against .97, where 0.1 stands for 0.03."""
+    means = np.zeros((2, 3, 3, len(AGES), 1))
+    means[:, 0, 2] = np.array([[0.8, 0.8, 0.8, 0.6, 0.8, 0.8], [0.99] * 6])[..., None]
+    means[:, 1, 2] = np.array([0.6, 0.97])[:, None, None]
+    means[:, 2, 2] = 0.5
+    halves = _summary(means)
+    assert halves["chosen_on"]["share"] == [0.5, 0.5, 0.5, 0.0, 0.5, 0.5]
+    assert halves["chosen_on"]["score"] == round(1 / 3, 3)
+    assert halves["chosen_on"]["score_by_lift"] == round(0.4 / 3, 3)
+    assert halves["chosen_on"]["hit_control"] == [0.6] * 6
+    assert halves["reported_on"]["score"] == pytest.approx(0.2)
+
+
+def test_the_examples_hold() -> None:
+    failed, tried = doctest.testmod(retention_measures)
+    assert tried > 0
+    assert not failed
+
+
+def test_asking_in_between_changes_nothing() -> None:
+    """What is written does not depend on when it is asked for."""
+    pairs = [Pairs(torch.eye(32), np.arange(32)), Pairs(-torch.eye(32), np.arange(32))]
+    heads = {"coupled": [[projecting(0.2, None)]]}
+
+    def total(warm_up: int, every: int) -> Any:
+        tallies = follow(0, pairs[0], {"message": pairs}, heads, every=every, warm_up=warm_up, choices=8)
+        return tallies["coupled", "message"].total
+
+    assert total(8, 16) == pytest.approx(total(8, 1000) + total(24, 1000), abs=1e-5)
+
+
+def test_errors_are_relative_to_the_values_length() -> None:
+    key, value = torch.eye(4)[:1, None], 3 * torch.eye(4)[1:, None]
+    answer = ask(torch.zeros(1, 1, 4, 4), key, value, torch.tensor([[0, 1, 2]]))
+    assert answer.flatten().tolist() == [0.0, 1.0, 0.0]
 
 
 def test_controls_weigh_as_much_as_what_they_are_held_against() -> None:
@@ -207,8 +296,8 @@ def test_the_same_bits_every_time() -> None:
 def line(rank: int, score: float, recent: float = 0.5, **changes: Any) -> dict[str, Any]:
     """A line as `measure` gives it, as much as the choice looks at."""
     half = {"score": score, "recent": recent}
-    setting = {"write": "segment", "rank": rank, "ask": "message", "mean": "shipped", "values": "unit", "gain": 0.0}
-    return setting | {"chosen_on": half} | changes
+    rule = {"write": "segment", "rank": rank, "ask": "message", "mean": "shipped", "values": "unit", "gain": 0.0}
+    return rule | {"chosen_on": half} | changes
 
 
 COST = [{"rank": rank, "bytes": 4 * rank**2, "segment": rank / 10, "token": 3 * rank / 10} for rank in (8, 32, 64, 128)]
