@@ -82,7 +82,8 @@ def row(line: Line, half: str, measured: str = "hit") -> dict[str, Any]:
 
 
 def _short(number: float) -> str:
-    return f"{number:.2f}".replace("0.", ".", 1)
+    rounded = round(number, 2) or 0.0  # no -0.00
+    return f"{rounded:.2f}".replace("0.", ".", 1)
 
 
 def tables(results: Line) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
