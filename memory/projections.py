@@ -86,6 +86,7 @@ class Projections:
         if not 0 <= beta <= 1:
             raise ValueError(f"beta must lie in [0, 1], got {beta}")
         self.heads, self.rank, self.beta, self.gain, self.lam = heads, rank, beta, gain, lam
+        self.seed = seed
         normal = np.random.Generator(np.random.Philox(key=seed)).standard_normal
         rows = np.linalg.qr(normal((dim, 2 * heads * rank)))[0].T
         if gain:

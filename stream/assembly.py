@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import torch
 
-from memory.backbones import Backbone, load_backbone
+from memory.backbones import HF, HFBackbone, load_backbone
 from memory.errors import ConfigurationError
 from memory.projections import Projections
 from memory.rule import Mode
 from memory.state_pool import LaneRecord
+from memory.writers import AttachedWriter, ProjectedWriter, Writer
 from monitors.detectors import parse_detector
 from monitors.policies import load_policy
 from stream.config import RunSettings
 from stream.engine import Engine
 
-BATCH_TOKENS: Mapping[str, int] = {"hashing": 32768, "minilm": 4096}
+BATCH_TOKENS: Mapping[str, int] = {"hashing": 32768, "minilm": 4096, HF: 4096}
 """Most tokens in a micro-batch: about a second of MiniLM on two cores, so that a stop is quick."""
 
 
@@ -34,8 +37,10 @@ class Rule:
 DEFAULTS: Mapping[str, Rule] = {
     "hashing": Rule(rank=32, mode="plain", write="segment", beta=0.5),
     "minilm": Rule(rank=64, mode="plain", write="segment", beta=0.5),
+    HF: Rule(rank=64, mode="plain", write="segment", beta=0.5),
 }
-"""Chosen by measured retention on real conversations: docs/retention.md has the table and the command."""
+"""Chosen by measured retention on real conversations: docs/retention.md has the table and the command. A language model
+without an adapter takes MiniLM's, unmeasured; with one, the adapter says."""
 
 
 def rule_of(settings: RunSettings) -> Rule:
@@ -46,7 +51,7 @@ def rule_of(settings: RunSettings) -> Rule:
     >>> rule_of(RunSettings(backbone="hashing", rank=8))
     Rule(rank=8, mode='plain', write='segment', beta=0.5)
     """
-    default = DEFAULTS[settings.backbone]
+    default = DEFAULTS[HF if settings.backbone.startswith(HF) else settings.backbone]
     return Rule(
         settings.rank if settings.rank is not None else default.rank,
         settings.mode if settings.mode is not None else default.mode,
@@ -82,13 +87,39 @@ def pick_device(name: str) -> torch.device:
 def build_engine(
     settings: RunSettings, fetch: Callable[[Sequence[str]], Mapping[str, LaneRecord]] | None = None
 ) -> Engine:
-    """Build backbone, projections, monitors, policy and pool.
+    """Build model, memory, monitors, policy and pool.
 
     Raises
     ------
     ConfigurationError
         The settings do not go together.
     """
+    policy = load_policy(settings.policy)
+    device = pick_device(settings.device)
+    writer = build_writer(settings, device)
+    lane_bytes = 4 * writer.layers * writer.heads * writer.rank**2
+    if settings.pool_bytes < settings.batch_events * lane_bytes:
+        raise ConfigurationError(
+            f"--pool-bytes {settings.pool_bytes}: a batch of {settings.batch_events} events may need as many states of "
+            f"{lane_bytes} bytes: give it at least {settings.batch_events * lane_bytes}, or a smaller --batch-events"
+        )
+    return Engine(
+        writer,
+        detectors={signal: parse_detector(detector) for signal, detector in settings.detectors.items()},
+        policy=policy,
+        layers=chosen_layers(settings.monitor_layers, writer.layers),
+        device=device,
+        max_bytes=settings.pool_bytes,
+        fetch=fetch,
+    )
+
+
+def build_writer(settings: RunSettings, device: torch.device) -> Writer:
+    """Load the model, and put the memory beside it or into it."""
+    if settings.adapter is not None:
+        return _attached(settings, settings.adapter, device)
+    if settings.context != "none":
+        raise ConfigurationError(f"--context {settings.context}: only a model with an --adapter has a context")
     rule = rule_of(settings)
     has_lam = Mode.parse(rule.mode) in (Mode.GATED, Mode.DECAY_OUTSIDE)
     if settings.lam is not None and not has_lam:
@@ -97,19 +128,11 @@ def build_engine(
         raise ConfigurationError("--mode gated needs --lam, the retention gate, such as --lam 0.99")
     if settings.gate_gain and not 0 < rule.beta < 1:
         raise ConfigurationError(f"--gate-gain needs a β between 0 and 1 to move, got --beta {rule.beta}")
-    policy = load_policy(settings.policy)
-    device = pick_device(settings.device)
     backbone = load_backbone(settings.backbone, path=settings.backbone_path, device=device)
     if 2 * rule.rank > backbone.dim:
         raise ConfigurationError(
             f"--rank {rule.rank}: the hidden states of {backbone.name} have {backbone.dim} directions, enough for a "
             f"rank of {backbone.dim // 2} at most"
-        )
-    lane_bytes = 4 * rule.rank**2
-    if settings.pool_bytes < settings.batch_events * lane_bytes:
-        raise ConfigurationError(
-            f"--pool-bytes {settings.pool_bytes}: a batch of {settings.batch_events} events may need as many states of "
-            f"{lane_bytes} bytes: give it at least {settings.batch_events * lane_bytes}, or a smaller --batch-events"
         )
     projections = Projections(
         backbone.dim,
@@ -122,29 +145,50 @@ def build_engine(
         seed=settings.seed,
         device=device,
     )
-    return Engine(
-        backbone,
-        projections,
-        mode=rule.mode,
-        write=rule.write,
-        detectors={signal: parse_detector(detector) for signal, detector in settings.detectors.items()},
-        policy=policy,
-        device=device,
-        max_bytes=settings.pool_bytes,
-        fetch=fetch,
-    )
+    return ProjectedWriter(backbone, projections, mode=rule.mode, write=rule.write)
 
 
-def stored_settings(settings: RunSettings, backbone: Backbone) -> dict[str, str]:
-    """Return what stored states depend on, by option: a store made under others is refused."""
-    rule = rule_of(settings)
-    return {
-        "--backbone": backbone.fingerprint,
-        "--rank": str(rule.rank),
-        "--mode": rule.mode,
-        "--write": rule.write,
-        "--beta": str(rule.beta),
-        "--lam": str(settings.lam),
-        "--gate-gain": str(settings.gate_gain),
-        "--seed": str(settings.seed),
-    }
+def _attached(settings: RunSettings, adapter: Path, device: torch.device) -> Writer:
+    if not settings.backbone.startswith(HF):
+        raise ConfigurationError(
+            f"--adapter {adapter}: an adapter goes to a language model, such as --backbone hf:FOLDER, got --backbone "
+            f"{settings.backbone}"
+        )
+    for name in ("rank", "mode", "write", "beta", "lam"):
+        value = getattr(settings, name)
+        if value is not None:
+            raise ConfigurationError(f"--{name} {value}: with --adapter that is the adapter's to say; leave it out")
+    if settings.gate_gain:
+        raise ConfigurationError(f"--gate-gain {settings.gate_gain}: with --adapter the gates are the adapter's")
+    context = 0 if settings.context == "none" else int(settings.context.removeprefix("last:"))
+    backbone = load_backbone(settings.backbone, device=device)
+    return AttachedWriter(cast(HFBackbone, backbone), adapter, context=context)
+
+
+def chosen_layers(text: str, count: int) -> list[int] | None:
+    """Return the layers that are watched, or None for all.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no such layer.
+
+    Examples
+    --------
+    >>> chosen_layers("all", 4), chosen_layers("0,3", 4), chosen_layers("::2", 4), chosen_layers("0:4", 4)
+    (None, [0, 3], [0, 2], None)
+    """
+    if text == "all":
+        return None
+    if ":" in text:
+        chosen = list(range(count))[slice(*(int(part) if part else None for part in text.split(":")))]
+    else:
+        chosen = sorted({int(part) for part in text.split(",")})
+    if not chosen or chosen[-1] >= count:
+        raise ConfigurationError(f"--monitor-layers {text}: the memory's layers are 0..{count - 1}")
+    return None if len(chosen) == count else chosen
+
+
+def batch_tokens(settings: RunSettings) -> int:
+    """Return the most tokens in a micro-batch: as asked, or the backbone's default."""
+    return settings.batch_tokens or BATCH_TOKENS[HF if settings.backbone.startswith(HF) else settings.backbone]

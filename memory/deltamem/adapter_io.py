@@ -36,9 +36,13 @@ def parse_config(
 ) -> AdapterConfig:
     """Check settings, and say in one line what is wrong with them.
 
-    Examples -------- >>> parse_config({"rank": 0}) Traceback (most recent call last): ...
-    memory.errors.ConfigurationError: the adapter's configuration: rank: input should be greater than or equal to 1,
-    got 0
+    Examples
+    --------
+    >>> try:
+    ...     parse_config({"rank": 0})
+    ... except ConfigurationError as error:
+    ...     print(error)
+    the adapter's configuration: rank: input should be greater than or equal to 1, got 0
     """
     if isinstance(fields, AdapterConfig):
         return fields

@@ -100,9 +100,11 @@ class Attachment:
         Keep what `records` and `stats` need of the last forward pass (some 200 bytes a token, layer and state head at
         rank 8). False keeps nothing.
 
-    Notes ----- While attached, the model's own parameters do not require gradients (as they were before, after
-    `detach`): it is frozen, and so a forward pass outside `torch.no_grad` takes the fast path too. `trainable`
-    switches the adapter's on.
+    Notes
+    -----
+    While attached, the model's own parameters do not require gradients (as they were before, after `detach`): it is
+    frozen, and so a forward pass outside `torch.no_grad` takes the fast path too. `trainable` switches the adapter's
+    on.
     """
 
     def __init__(self, model: nn.Module, config: AdapterConfig, sites: list[Site], layers: list[MemoryLayer]):

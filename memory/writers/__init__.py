@@ -1,0 +1,9 @@
+"""How events become writes on states: beside a frozen encoder, or attached to a language model."""
+
+from __future__ import annotations
+
+from memory.writers.attached_writer import AttachedWriter
+from memory.writers.projected_writer import ProjectedWriter
+from memory.writers.writer import Batch, Writer, Written
+
+__all__ = ["AttachedWriter", "Batch", "ProjectedWriter", "Writer", "Written"]

@@ -1,0 +1,169 @@
+"""Writes of a memory beside a frozen encoder: projections of its hidden states, scanned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from memory.backbones.backbone import Backbone, Ids
+from memory.lane_state import Slots
+from memory.projections import Projected, Projections
+from memory.scan_forms import ScanResult, scan
+from memory.stages import Stages
+from memory.writers.writer import Batch, Writer, Written
+
+
+class ProjectedWriter(Writer):
+    """One layer of memory; keys, values and gates by seeded projections.
+
+    Parameters
+    ----------
+    backbone, projections
+        What turns token ids into hidden states, and those into keys, values and gates.
+    mode
+        The delta rule's mode.
+    write
+        ``segment``: one write an event, from the mean hidden state; ``token``: one a token.
+
+    Examples
+    --------
+    >>> from memory.backbones import load_backbone
+    >>> backbone = load_backbone("hashing")
+    >>> writer = ProjectedWriter(backbone, Projections(backbone.dim, 1, 4, beta=0.5), mode="plain", write="token")
+    >>> states, lane = torch.zeros(1, 1, 1, 4, 4), np.array([0])
+    >>> batch = writer.begin([np.array([5, 9, 5])], Stages())
+    >>> written = batch.advance(states, lane, np.array([0]), turn=np.array([2]))
+    >>> written.count.tolist(), written.keys.shape
+    ([3], (1, 1, 4))
+    >>> torch.equal(batch.alone(np.array([0])), states)  # it was written to zeros
+    True
+    """
+
+    layers = 1
+
+    def __init__(self, backbone: Backbone, projections: Projections, *, mode: str, write: str):
+        if write not in ("segment", "token"):
+            raise ValueError(f"write must be segment or token, got {write!r}")
+        self.backbone, self.project, self.mode, self.write = backbone, projections, mode, write
+        self.heads, self.rank = projections.heads, projections.rank
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Backbone, rule and projections."""
+        project = self.project
+        return {
+            "--backbone": self.backbone.fingerprint,
+            "--rank": str(self.rank),
+            "--mode": self.mode,
+            "--write": self.write,
+            "--beta": str(project.beta),
+            "--lam": str(project.lam),
+            "--gate-gain": str(project.gain),
+            "--seed": str(project.seed),
+        }
+
+    def begin(self, ids: Sequence[Ids], stages: Stages) -> ProjectedBatch:
+        """Encode and project a micro-batch."""
+        lengths = np.fromiter((len(row) for row in ids), np.int64, len(ids))
+        with stages("backbone"):
+            offsets = np.concatenate([[0], np.cumsum(lengths)])
+            encoded = self.backbone.encode(np.concatenate(ids), offsets, want_hidden=self.write == "token")
+        with stages("projection"):
+            embeddings = encoded.embedding.cpu().numpy()
+            embeddings[lengths == 0] = np.nan  # of no tokens there is no embedding, whatever a model makes of them
+            if encoded.hidden is not None:
+                rows, bounds = encoded.hidden, offsets
+            else:  # one row an event; an event without tokens has nothing to write
+                some = torch.from_numpy(lengths > 0).to(encoded.embedding.device)
+                rows, bounds = encoded.embedding[some], np.concatenate([[0], np.cumsum(lengths > 0)])
+            return ProjectedBatch(self.mode, embeddings, rows, self.project(rows), bounds, stages)
+
+
+class ProjectedBatch(Batch):
+    """A micro-batch whose rows to write are known.
+
+    Parameters
+    ----------
+    mode
+        The delta rule's.
+    embeddings
+        `[n, D]` float32.
+    hidden, rows
+        `[M, D]`, and its projections: what is written.
+    bounds
+        `[n + 1]` int64: event i writes the rows `bounds[i]:bounds[i + 1]`.
+    stages
+        Where the time goes.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        embeddings: npt.NDArray[np.float32],
+        hidden: Tensor,
+        rows: Projected,
+        bounds: npt.NDArray[np.int64],
+        stages: Stages,
+    ):
+        self._mode, self._embeddings, self._rows, self._bounds, self._stages = mode, embeddings, rows, bounds, stages
+        self._sound: Tensor | None = None  # [M] bool: rows to write; None: all of them
+        if not bool(torch.isfinite(hidden.sum() + rows.k.sum() + rows.v.sum())):  # rare: only then look
+            finite = torch.isfinite(hidden)
+            self.nonfinite = int(finite.numel() - finite.sum())
+            self._sound = (torch.isfinite(rows.k) & torch.isfinite(rows.v)).flatten(1).all(dim=1)
+            self.nonfinite += int((finite.all(dim=1) & ~self._sound).sum())  # huge numbers overflow here
+        # Sound rows before each event, and the pairs of those rows alone.
+        self._before, self._keys, self._values = bounds, rows.k.cpu().numpy(), rows.v.cpu().numpy()
+        if self._sound is not None:
+            sound = self._sound.cpu().numpy()
+            self._before = np.concatenate([[0], np.cumsum(sound)])[bounds]
+            self._keys, self._values = self._keys[sound], self._values[sound]
+        self._counts = np.diff(self._before)
+
+    def advance(self, states: Tensor, slots: Slots, index: Slots, turn: npt.NDArray[np.int64]) -> Written:
+        """Scan the events' rows."""
+        with self._stages("scan"):
+            result = self._scan(states.flatten(1, 2), slots, index)
+            norms = result.state_norm.cpu().numpy()
+            error = result.mean_write_error.cpu().numpy().astype(np.float64).mean(axis=1)
+        keys, values = self._pairs(index, turn)
+        count = self._counts[index]
+        return Written(self._embeddings[index], count, np.where(count > 0, error, np.nan), norms, keys, values)
+
+    def _pairs(self, index: Slots, turn: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float32], ...]:
+        count = self._counts[index]
+        row = self._before[index] + turn % np.maximum(count, 1)
+        wrote = count > 0
+        if wrote.all():
+            return self._keys[row], self._values[row]
+        pairs = np.zeros((2, len(index), *self._keys.shape[1:]), np.float32)
+        pairs[0, wrote], pairs[1, wrote] = self._keys[row[wrote]], self._values[row[wrote]]
+        return pairs[0], pairs[1]
+
+    def alone(self, index: Slots) -> Tensor:
+        """Scan the events' rows on zeros."""
+        shape = (len(index), self._rows.k.shape[1], self._rows.k.shape[2], self._rows.k.shape[2])
+        states = torch.zeros(shape, device=self._rows.k.device)
+        self._scan(states, np.arange(len(index)), index)
+        return states[:, None]
+
+    def _scan(self, states: Tensor, slots: Slots, index: Slots) -> ScanResult:
+        rows = self._rows
+        return scan(
+            states,
+            torch.from_numpy(slots),
+            torch.from_numpy(index),
+            torch.from_numpy(self._bounds),
+            rows.q,
+            rows.k,
+            rows.v,
+            rows.beta,
+            rows.lam,
+            mode=self._mode,
+            token_mask=self._sound,
+            want_reads=False,
+        )

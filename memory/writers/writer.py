@@ -1,0 +1,119 @@
+"""What turns events into writes on their streams' states: the seam between the models and the engine.
+
+Two kinds of memory stand behind it. Beside a sentence encoder, keys and values are projections of hidden states that do
+not depend on the memory, so a micro-batch is encoded at once. Attached to a language model, the memory is read while
+the model runs, so each event needs its stream's state, and is encoded when its turn comes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from memory.backbones.backbone import Backbone, Ids
+from memory.lane_state import LaneState, Slots
+from memory.stages import Stages
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What n events, each on a lane of its own, did to their states. L layers, H heads, N = L · H, all on the host.
+
+    Attributes
+    ----------
+    embedding
+        `[n, D]` float32: each event's mean hidden state; NaN for an event without tokens.
+    count
+        `[n]` int64: writes; 0 for an event without tokens, or one that was kept out for non-finite numbers.
+    write_error
+        `[n]` float64: ‖v − S k‖ / ‖v‖ before each write, the mean over writes and heads; NaN without any.
+    head_norms
+        `[n, N]` float32: ‖S‖_F of each head afterwards.
+    keys, values
+        `[n, N, R]` float32: one pair that each event wrote, its writes taking turns; zeros where it wrote none.
+    """
+
+    embedding: Vectors
+    count: npt.NDArray[np.int64]
+    write_error: npt.NDArray[np.float64]
+    head_norms: Vectors
+    keys: Vectors
+    values: Vectors
+
+
+class Batch(ABC):
+    """One micro-batch on its way into the states.
+
+    Attributes
+    ----------
+    nonfinite
+        Non-finite numbers met so far, and kept out of the states.
+    """
+
+    nonfinite: int = 0
+
+    @abstractmethod
+    def advance(self, states: Tensor, slots: Slots, index: Slots, turn: npt.NDArray[np.int64]) -> Written:
+        """Write events to their lanes, in place.
+
+        Parameters
+        ----------
+        states
+            `[S, L, H, R, R]` float32: the pool's.
+        slots
+            `[n]` int64, all different: each event's lane.
+        index
+            `[n]` int64: which events of the batch. A stream's events are advanced in their order.
+        turn
+            `[n]` int64: which of its writes an event shows as its pair, modulo their number.
+        """
+
+    @abstractmethod
+    def alone(self, index: Slots) -> Tensor:
+        """Return what events that were just advanced would have made of zero states, `[n, L, H, R, R]` float32.
+
+        The rule is affine in the state: with S' an event's write on S, and S∅ its write on zeros, its write on f · S
+        is f · S' + (1 − f) · S∅.
+        """
+
+
+class Writer(ABC):
+    """A model and the way that its hidden states are written. Its life:
+
+    1. `backbone.tokenize(texts)` as lines are read, in the reader's thread;
+    2. `begin(ids, stages)` once for each micro-batch, then its `advance`, in the loop's thread.
+
+    Attributes
+    ----------
+    backbone
+        Tokenises, and says how wide an embedding is.
+    layers, heads, rank
+        L, H and R: a state is `[L, H, R, R]`.
+    mode
+        The delta rule's, by its name.
+    lanes
+        What is kept for each lane beside its state, or None.
+    """
+
+    backbone: Backbone
+    layers: int
+    heads: int
+    rank: int
+    mode: str
+    lanes: LaneState | None = None
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, str]:
+        """What stored states depend on, by the name of the option that says it."""
+
+    @abstractmethod
+    def begin(self, ids: Sequence[Ids], stages: Stages) -> Batch:
+        """Take in a micro-batch of n events, the tokens of event i being `ids[i]`, `[length]` int64."""
