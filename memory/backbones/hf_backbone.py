@@ -70,10 +70,7 @@ class HFBackbone(Backbone):
             raise ConfigurationError(
                 f"--backbone hf:{source}: expected a folder or a hub name of a causal language model: {_reason(error)}"
             ) from error
-        try:
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError, KeyError):
-            self.tokenizer = None
+        self.tokenizer: Any = _tokenizer(path)
         self.model: Any = model.eval().requires_grad_(False).to(self.device)
         self.dim = int(self.model.get_input_embeddings().weight.shape[1])
         self.vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
@@ -181,6 +178,17 @@ def _padded(rows: Sequence[Ids], device: torch.device, *, left: bool) -> tuple[T
         place = slice(width - len(row), width) if left else slice(0, len(row))
         tokens[number, place], mask[number, place] = row, 1
     return torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)
+
+
+def _tokenizer(path: str) -> Any:
+    """Load the tokenizer; None where there is none (for some models that loads as one that knows no word)."""
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError):
+        return None
+    return tokenizer if tokenizer("a word", add_special_tokens=False)["input_ids"] else None
 
 
 def _reason(error: Exception) -> str:
