@@ -11,7 +11,9 @@ from typing import Any
 
 import typer
 
+from stream.commands.chat import chat
 from stream.commands.config import config
+from stream.commands.controls import controls
 from stream.commands.dashboards import dashboards
 from stream.commands.doctor import doctor
 from stream.commands.generate import generate
@@ -33,7 +35,7 @@ app = typer.Typer(
 UsageError: Any = typer.BadParameter.__bases__[0]
 """What an option that is none, or has no such value, raises; Typer gives it no public name."""
 
-for command in (run, generate, inspect, dashboards, doctor, config):
+for command in (run, generate, inspect, chat, controls, dashboards, doctor, config):
     app.command(name=command.__name__)(command)
 
 

@@ -60,7 +60,7 @@ class RunSettings(BaseModel):
     )
     context: str = Field(
         "none",
-        description="What an attached model sees again before an event: none (only the state remembers) or last:N tokens",
+        description="What an attached model sees again before an event: none (only the state) or last:N tokens",
     )
     monitor_layers: str = Field(
         "all", description="Layers that the signals come from: all, or numbers such as 0,4,8 or 0:36:4"

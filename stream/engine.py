@@ -221,6 +221,14 @@ class Engine:
         # A reset forgets even what is not finite: 0 · NaN would not.
         states[at] = torch.where(factor == 0, alone, factor * states[at] + (1 - factor) * alone)
 
+    def reset(self, stream: str) -> None:
+        """Make a stream's state zero, by hand; what its monitors remember of it stays, and shows what was lost."""
+        slots = self.pool.acquire([stream])
+        self.pool.states[torch.from_numpy(slots).to(self.pool.device)] = 0
+        self.norm.lanes.clear(slots)
+        if self.writer.lanes is not None:
+            self.writer.lanes.clear(slots)
+
     def _number(self, slots: Slots, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the events' numbers in their streams, and count them."""
         events = cast("npt.NDArray[np.int64]", self.counts["events"])

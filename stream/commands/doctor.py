@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
 
-def doctor() -> None:
+def doctor(
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", help="Test this model too: hf:<folder or hub name>")
+    ] = None,
+) -> None:
     """Say which device, kernels and backbones can be used, and why not; then test that results are right.
 
     Exit code 0 if the self-test passes, 1 if not.
@@ -47,7 +52,8 @@ def doctor() -> None:
     console.print(table)
 
     failed = False
-    for name, check in _CHECKS.items():
+    more = {} if backbone is None else {f"backbone {backbone}": lambda: _independent_of_batch(backbone)}
+    for name, check in (_CHECKS | more).items():
         try:
             verdict, outcome = check(), "ok  "
         except ConfigurationError as error:  # an extra that is not installed is no failure
@@ -86,8 +92,12 @@ def _independent_of_batch(name: str) -> str:
     from memory.backbones import load_backbone
 
     backbone = load_backbone(name)
-    texts = ["The tide turns.", "At low water the harbour mouth is too shallow for the ferry, so we wait.", "Yes."] * 9
-    ids = backbone.tokenize(texts)
+    if backbone.vocabulary is not None:
+        draw = np.random.default_rng(0).integers
+        ids = [draw(backbone.vocabulary, size=length) for length in (4, 16, 1) * 9]
+    else:
+        texts = ["The tide turns.", "At low water the harbour mouth is too shallow for the ferry, so we wait.", "Yes."]
+        ids = backbone.tokenize(texts * 9)
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
     together = backbone.encode(np.concatenate(ids), offsets, want_hidden=False).embedding
     for row, alone in enumerate(ids[:3]):
