@@ -6,6 +6,7 @@ line on standard error and exit code 2; failures in one line and exit code 1.
 
 from __future__ import annotations
 
+import inspect as inspection
 import sys
 from typing import Any
 
@@ -35,8 +36,18 @@ app = typer.Typer(
 UsageError: Any = typer.BadParameter.__bases__[0]
 """What an option that is none, or has no such value, raises; Typer gives it no public name."""
 
+
+def _paragraphs(text: str) -> str:
+    """Join the lines of each paragraph, so that the terminal's width breaks them and not the source's.
+
+    >>> _paragraphs("One\\n    two.\\n\\n    Three.")
+    'One two.\\n\\nThree.'
+    """
+    return "\n\n".join(" ".join(part.split()) for part in inspection.cleandoc(text).split("\n\n"))
+
+
 for command in (run, generate, inspect, chat, controls, dashboards, doctor, config):
-    app.command(name=command.__name__)(command)
+    app.command(name=command.__name__, help=_paragraphs(command.__doc__ or ""))(command)
 
 
 def main() -> None:
