@@ -37,6 +37,13 @@ class AppendFile:
 
     Files are made with mode 0600: they hold what people said.
 
+    Parameters
+    ----------
+    path
+        The file.
+    of_lines
+        Whether what is appended ends with a newline, so that a length in the middle of a line is known to be wrong.
+
     Examples
     --------
     >>> import tempfile
@@ -58,8 +65,8 @@ class AppendFile:
     'one\\ntwo\\n'
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, of_lines: bool = True):
+        self.path, self._of_lines = Path(path), of_lines
         self._fd = -1
         self._written = 0
         self._waiting = bytearray()
@@ -142,7 +149,7 @@ class AppendFile:
                 f"{self.path}: expected at least the {length} bytes that the stored state goes with, got {size}; "
                 "put the file back, or begin anew with another state"
             )
-        elif length and os.pread(fd, 1, length - 1) != b"\n":
+        elif length and self._of_lines and os.pread(fd, 1, length - 1) != b"\n":
             raise ConfigurationError(
                 f"{self.path}: expected a line to end at byte {length}, where the stored state left off, "
                 "got the middle of one; this is another file than the one written before"
@@ -172,7 +179,7 @@ class AppendFile:
         return self._written + len(self._waiting)
 
     def append(self, data: bytes) -> None:
-        """Add whole lines, each with its newline."""
+        """Add data: whole lines, each with its newline, unless the file is of something else."""
         self._check()
         self._waiting += data
         if len(self._waiting) >= _BUFFER:

@@ -19,6 +19,7 @@ from monitors.detectors import parse_detector
 from monitors.policies import load_policy
 from stream.config import RunSettings
 from stream.engine import Engine
+from stream.tape import TapeHead
 
 BATCH_TOKENS: Mapping[str, int] = {"hashing": 32768, "minilm": 4096, HF: 4096}
 """Most tokens in a micro-batch: about a second of MiniLM on two cores, so that a stop is quick."""
@@ -192,3 +193,21 @@ def chosen_layers(text: str, count: int) -> list[int] | None:
 def batch_tokens(settings: RunSettings) -> int:
     """Return the most tokens in a micro-batch: as asked, or the backbone's default."""
     return settings.batch_tokens or BATCH_TOKENS[HF if settings.backbone.startswith(HF) else settings.backbone]
+
+
+def tape_head(settings: RunSettings, engine: Engine) -> TapeHead:
+    """Say on a tape what it is of."""
+    writer = engine.writer
+    return TapeHead(
+        layers=writer.layers,
+        heads=writer.heads,
+        rank=writer.rank,
+        mode=writer.mode,
+        dim=writer.backbone.dim,
+        own_lam=writer.own_lam,
+        attached=isinstance(writer, AttachedWriter),
+        with_text=settings.tape_text,
+        policy=engine.policy.model_dump(mode="json"),
+        detectors={signal: detector.model_dump(mode="json") for signal, detector in engine.detectors.items()},
+        settings=writer.settings,
+    )

@@ -19,6 +19,7 @@ from stream.commands.dashboards import dashboards
 from stream.commands.doctor import doctor
 from stream.commands.generate import generate
 from stream.commands.inspect import inspect
+from stream.commands.replay import replay
 from stream.commands.run import run
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ def _paragraphs(text: str) -> str:
     return "\n\n".join(" ".join(part.split()) for part in inspection.cleandoc(text).split("\n\n"))
 
 
-for command in (run, generate, inspect, chat, controls, dashboards, doctor, config):
+for command in (run, generate, inspect, replay, chat, controls, dashboards, doctor, config):
     app.command(name=command.__name__, help=_paragraphs(command.__doc__ or ""))(command)
 
 

@@ -91,6 +91,11 @@ class RunSettings(BaseModel):
     sink: str | None = Field(None, description="Where output records go: jsonl:PATH")
     dead_letter: Path | None = Field(None, description="File for refused lines [default: beside the sink]")
 
+    tape: Path | None = Field(
+        None, description="Folder to record the run in, so that it can be replayed under other policies"
+    )
+    tape_text: bool = Field(False, description="Put the events' texts on the tape too")
+
     metrics_host: str = Field("127.0.0.1", description="Address of the HTTP server")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Its port; 0 turns it off")
 

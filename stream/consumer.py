@@ -25,7 +25,7 @@ from memory.errors import ConfigurationError
 from monitors.catalogue import SIGNAL_HISTOGRAMS
 from monitors.metrics import Metrics
 from monitors.policies.policy import ActionKind
-from stream.assembly import batch_tokens, build_engine
+from stream.assembly import batch_tokens, build_engine, tape_head
 from stream.batch import Batcher, MicroBatch
 from stream.config import RunSettings
 from stream.dead_letters import DeadLetterFile
@@ -37,6 +37,7 @@ from stream.sources import FileSource, Source, open_source
 from stream.sources.file_source import ENDINGS
 from stream.sources.source import Position
 from stream.store import Checkpoint, OutputMark, StateStore
+from stream.tape import TapeWriter
 
 log = structlog.get_logger(__name__)
 
@@ -102,6 +103,10 @@ class Consumer:
         self.dead_letter_path = dead_letter_path(settings)
         self.dead_letters = None if self.dead_letter_path is None else DeadLetterFile(self.dead_letter_path)
         self.engine: Engine = build_engine(settings, fetch=lambda lanes: self.store.fetch(lanes) if self.store else {})
+        self.tape: TapeWriter | None = None
+        if settings.tape is not None:
+            self.engine.writer.keeps_rows = True
+            self.tape = TapeWriter(settings.tape, tape_head(settings, self.engine))
         parser = EventParser(
             strict=settings.strict, max_line_bytes=settings.max_line_bytes, vocabulary=self.engine.backbone.vocabulary
         )
@@ -142,6 +147,9 @@ class Consumer:
         if self.dead_letters is not None:
             self.dead_letters.open(*checkpoint.marks.get("dead_letters", NO_MARK))
             self._open.callback(self.dead_letters.close)
+        if self.tape is not None:
+            self.tape.open(*checkpoint.marks.get(self.tape.name, NO_MARK))
+            self._open.callback(self.tape.close)
         self.source.open(checkpoint.positions)
         self._open.callback(self.source.close)
         self.commit()  # killed before its first checkpoint, a run would find its own files and refuse them
@@ -224,6 +232,8 @@ class Consumer:
                 marks[self.sink.name] = OutputMark(self.sink.flush(), self.sink.identity)
             if self.dead_letters is not None:
                 marks["dead_letters"] = OutputMark(self.dead_letters.flush(), self.dead_letters.identity)
+            if self.tape is not None:
+                marks[self.tape.name] = OutputMark(self.tape.flush(), self.tape.identity)
         if self.store is not None:
             with self._timed("commit"):
                 counters = self.metrics.persistent()
@@ -259,6 +269,9 @@ class Consumer:
                 self.sink.write(outcome)
             if self.dead_letters is not None:
                 self.dead_letters.write(batch.dead)
+        if self.tape is not None:
+            with self._timed("tape"):
+                self.tape.write(outcome)
         self._positions.update(batch.positions)
         self._uncommitted += batch.line_count
         self.totals.events += len(batch.events)

@@ -21,7 +21,7 @@ from memory.lane_state import Column, Columns, LaneState, Slots
 from memory.stages import Stages
 from memory.state_pool import LaneRecord, StatePool
 from memory.threads import torch_threads
-from memory.writers import Batch, Writer
+from memory.writers import Batch, Rows, Writer, Written
 from monitors.detectors.detector import Detector
 from monitors.observations import SIGNALS, Flags, Floats, Observations
 from monitors.policies.policy import Actions, Policy
@@ -54,6 +54,8 @@ class Outcome:
         Non-finite numbers met in hidden states, and kept out of the memory; and in states after a write.
     seconds
         Stage → seconds spent on this batch.
+    rows
+        Everything that the events wrote, where the writer keeps it; else None.
     """
 
     events: Sequence[Event]
@@ -64,6 +66,7 @@ class Outcome:
     actions: Actions
     nonfinite: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    rows: Rows | None = None
 
     def take(self, index: Slots, seq: npt.NDArray[np.int64], observed: Observations, actions: Actions) -> None:
         """Put one round's numbers in the places `index` of its events."""
@@ -175,6 +178,9 @@ class Engine:
         for index in _rounds(slots):
             self._round(index, slots[index], batch, outcome, stages)
         outcome.nonfinite += batch.nonfinite
+        if self.writer.keeps_rows:
+            with stages("tape"):
+                outcome.rows = batch.rows()
         return outcome
 
     def _round(self, index: Slots, slots: Slots, batch: Batch, outcome: Outcome, stages: Stages) -> None:
@@ -190,7 +196,7 @@ class Engine:
                 "stable_rank": stable_rank,
                 "write_error": written.write_error,
                 "retrieval_error": self.retrieval.measure(states, slots).error,
-                "topic_shift_score": self.topic.measure(slots, written.embedding),
+                "topic_shift_score": self._topic_shift(slots, written),
             }
         observations = Observations(slots, signals)
         with stages("detectors"):
@@ -206,6 +212,11 @@ class Engine:
         seq = self._number(slots, outcome.tokens[index])
         self._show(slots, seq, observations, actions)
         outcome.take(index, seq, observations, actions)
+
+    def _topic_shift(self, slots: Slots, written: Written) -> Floats:
+        if written.topic_shift_score is not None:  # on a tape: it depends on no policy
+            return written.topic_shift_score
+        return self.topic.measure(slots, written.embedding)
 
     def _act(self, slots: Slots, index: Slots, actions: Actions, batch: Batch) -> None:
         """Scale what the lanes held before this event, and keep what the event itself wrote: see `Batch.alone`."""

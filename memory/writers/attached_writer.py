@@ -24,9 +24,9 @@ from memory.rule import Mode
 from memory.scan_forms import scan
 from memory.stages import Stages
 from memory.threads import threads, torch_threads
-from memory.writers.writer import Batch, Writer, Written
+from memory.writers.writer import Batch, Rows, Writer, Written
 
-Rows = npt.NDArray[np.int64]
+Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Piece:
     beta: Tensor
     lam: Tensor
     error: Tensor
-    rows: dict[int, Rows]
+    rows: dict[int, Places]
 
 
 class AttachedWriter(Writer):
@@ -93,6 +93,11 @@ class AttachedWriter(Writer):
             self.lanes = Columns({"tail": Column("int64", (context,)), "length": Column("int64")})
 
     @property
+    def own_lam(self) -> bool:
+        """Where the rule has one: coupled to β or not."""
+        return Mode.parse(self.mode) in (Mode.GATED, Mode.DECAY_OUTSIDE)
+
+    @property
     def settings(self) -> dict[str, str]:
         """Model, adapter and context."""
         return self.fingerprints | {"--context": f"last:{self.context}" if self.context else "none"}
@@ -134,7 +139,9 @@ class AttachedBatch(Batch):
 
     def __init__(self, writer: AttachedWriter, ids: Sequence[Ids], stages: Stages):
         self._writer, self._ids, self._stages = writer, ids, stages
-        self._pieces: list[Piece] = []
+        self._pieces: list[Piece] = []  # of the events advanced last
+        self._taken: dict[int, list[npt.NDArray[np.float32]]] = {}  # event → k, v, β, λ, embedding
+        self._keep = writer.keeps_rows
 
     def advance(self, states: Tensor, slots: Slots, index: Slots, turn: npt.NDArray[np.int64]) -> Written:
         """Run the events' tokens through the model, window by window."""
@@ -145,6 +152,8 @@ class AttachedBatch(Batch):
             embedding = self._run(states, slots, index)
         with self._stages("signals"):
             undone = self._undo_nonfinite(states, at, before)
+            if self._keep:
+                self._take(index, embedding, undone)
             return self._summarise(states[at], index, turn, embedding, undone)
 
     def _run(self, states: Tensor, slots: Slots, index: Slots) -> npt.NDArray[np.float32]:
@@ -276,6 +285,22 @@ class AttachedBatch(Batch):
         norms = torch.linalg.vector_norm(states, dim=(-2, -1)).flatten(1).cpu().numpy()
         return Written(embedding, count, error, norms, keys, values)
 
+    def _take(self, index: Slots, embedding: npt.NDArray[np.float32], undone: npt.NDArray[np.bool_]) -> None:
+        for place, event in enumerate(index.tolist()):
+            parts = [(p, p.rows[event]) for p in self._pieces if event in p.rows and not undone[place]]
+            names = ("k", "v", "beta", "lam")
+            empty = np.zeros((0, self._writer.layers * self._writer.heads, self._writer.rank), np.float32)
+            rows = [np.concatenate([empty, *(getattr(p, name)[at].cpu().numpy() for p, at in parts)]) for name in names]
+            self._taken[event] = [*rows, embedding[place]]
+
+    def rows(self) -> Rows:
+        """Put the events' rows end to end."""
+        taken = [self._taken[event] for event in range(len(self._ids))]
+        keys, values, beta, lam = (np.concatenate([rows[part] for rows in taken]) for part in range(4))
+        own = lam if self._writer.own_lam else None
+        bounds = np.concatenate([[0], np.cumsum([len(rows[0]) for rows in taken])]).astype(np.int64)
+        return Rows(bounds, keys, values, beta, own, np.stack([rows[4] for rows in taken]))
+
     def alone(self, index: Slots) -> Tensor:
         """Scan what the events wrote on zeros.
 
@@ -296,7 +321,7 @@ class AttachedBatch(Batch):
             )
             offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
             lanes = torch.arange(len(index))
-            own = lam if Mode.parse(writer.mode) in (Mode.GATED, Mode.DECAY_OUTSIDE) else None
+            own = lam if writer.own_lam else None
             scan(states, lanes, lanes, offsets, k, k, v, beta, own, mode=writer.mode, want_reads=False)
         return states.view(len(index), writer.layers, writer.heads, writer.rank, writer.rank)
 

@@ -14,7 +14,7 @@ from memory.lane_state import Slots
 from memory.projections import Projected, Projections
 from memory.scan_forms import ScanResult, scan
 from memory.stages import Stages
-from memory.writers.writer import Batch, Writer, Written
+from memory.writers.writer import Batch, Rows, Writer, Written
 
 
 class ProjectedWriter(Writer):
@@ -50,6 +50,11 @@ class ProjectedWriter(Writer):
             raise ValueError(f"write must be segment or token, got {write!r}")
         self.backbone, self.project, self.mode, self.write = backbone, projections, mode, write
         self.heads, self.rank = projections.heads, projections.rank
+
+    @property
+    def own_lam(self) -> bool:
+        """Where it was given."""
+        return self.project.lam is not None
 
     @property
     def settings(self) -> dict[str, str]:
@@ -98,6 +103,8 @@ class ProjectedBatch(Batch):
         `[n + 1]` int64: event i writes the rows `bounds[i]:bounds[i + 1]`.
     stages
         Where the time goes.
+    layers
+        L; rows have L · H heads.
     """
 
     def __init__(
@@ -108,7 +115,10 @@ class ProjectedBatch(Batch):
         rows: Projected,
         bounds: npt.NDArray[np.int64],
         stages: Stages,
+        *,
+        layers: int = 1,
     ):
+        self._layers = layers
         self._mode, self._embeddings, self._rows, self._bounds, self._stages = mode, embeddings, rows, bounds, stages
         self._sound: Tensor | None = None  # [M] bool: rows to write; None: all of them
         if not bool(torch.isfinite(hidden.sum() + rows.k.sum() + rows.v.sum())):  # rare: only then look
@@ -149,7 +159,17 @@ class ProjectedBatch(Batch):
         shape = (len(index), self._rows.k.shape[1], self._rows.k.shape[2], self._rows.k.shape[2])
         states = torch.zeros(shape, device=self._rows.k.device)
         self._scan(states, np.arange(len(index)), index)
-        return states[:, None]
+        return states.view(len(index), self._layers, -1, *states.shape[2:])
+
+    def rows(self) -> Rows:
+        """Return the rows without non-finite numbers."""
+        gates = [None if gate is None else gate.cpu().numpy() for gate in (self._rows.beta, self._rows.lam)]
+        if self._sound is not None:
+            sound = self._sound.cpu().numpy()
+            gates = [None if gate is None else gate[sound] for gate in gates]
+        beta, lam = gates
+        assert beta is not None
+        return Rows(self._before, self._keys, self._values, beta, lam, self._embeddings)
 
     def _scan(self, states: Tensor, slots: Slots, index: Slots) -> ScanResult:
         rows = self._rows

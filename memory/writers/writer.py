@@ -38,6 +38,8 @@ class Written:
         `[n, N]` float32: ‖S‖_F of each head afterwards.
     keys, values
         `[n, N, R]` float32: one pair that each event wrote, its writes taking turns; zeros where it wrote none.
+    topic_shift_score
+        `[n]` float64 where it is known already, from a tape; else None.
     """
 
     embedding: Vectors
@@ -46,6 +48,33 @@ class Written:
     head_norms: Vectors
     keys: Vectors
     values: Vectors
+    topic_shift_score: npt.NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Everything that n events wrote, as a tape keeps it: M writes in all, N = L · H. On the host.
+
+    Attributes
+    ----------
+    bounds
+        `[n + 1]` int64: event i wrote the rows `bounds[i]:bounds[i + 1]`, in order.
+    keys, values
+        `[M, N, R]` float32.
+    beta
+        `[M, N, R]` float32, or `[M, N, 1]` where all rows of a head share the gate.
+    lam
+        Like `beta`; None where the mode has no retention gate of its own.
+    embedding
+        `[n, D]` float32.
+    """
+
+    bounds: npt.NDArray[np.int64]
+    keys: Vectors
+    values: Vectors
+    beta: Vectors
+    lam: Vectors | None
+    embedding: Vectors
 
 
 class Batch(ABC):
@@ -83,6 +112,10 @@ class Batch(ABC):
         is f · S' + (1 − f) · S∅.
         """
 
+    @abstractmethod
+    def rows(self) -> Rows:
+        """Return what the events of the micro-batch wrote, once all of them were advanced."""
+
 
 class Writer(ABC):
     """A model and the way that its hidden states are written. Its life:
@@ -100,6 +133,8 @@ class Writer(ABC):
         The delta rule's, by its name.
     lanes
         What is kept for each lane beside its state, or None.
+    keeps_rows
+        Whether `Batch.rows` will be asked for.
     """
 
     backbone: Backbone
@@ -108,6 +143,12 @@ class Writer(ABC):
     rank: int
     mode: str
     lanes: LaneState | None = None
+    keeps_rows: bool = False
+
+    @property
+    @abstractmethod
+    def own_lam(self) -> bool:
+        """Whether writes come with a retention gate of their own."""
 
     @property
     @abstractmethod

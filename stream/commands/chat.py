@@ -22,9 +22,9 @@ HELP = """\
 /help, /quit     this; the end (as does Ctrl-D)"""
 
 OF_A_RUN_ONLY = {
-    "source", "follow", "stdin_continues", "strict", "max_line_bytes", "sink", "dead_letter", "metrics_host",
-    "metrics_port", "batch_events", "batch_tokens", "linger", "checkpoint_every", "drain", "pool_bytes", "rank", "mode",
-    "write", "beta", "lam", "gate_gain", "backbone_path", "log_format", "log_level", "progress",
+    "source", "follow", "stdin_continues", "strict", "max_line_bytes", "sink", "dead_letter", "tape", "tape_text",
+    "metrics_host", "metrics_port", "batch_events", "batch_tokens", "linger", "checkpoint_every", "drain", "pool_bytes",
+    "rank", "mode", "write", "beta", "lam", "gate_gain", "backbone_path", "log_format", "log_level", "progress",
 }  # fmt: skip
 
 

@@ -1,0 +1,131 @@
+"""Recording a run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pyarrow as pa
+
+from memory.errors import ConfigurationError
+from stream.append_file import AppendFile
+from stream.engine import Outcome
+from stream.sinks.sink import Sink
+from stream.tape.format import Encoder, TapeHead, schema_of, to_batch
+
+PART_BYTES = 1 << 30
+"""A part of a tape is not added to once it has this many bytes: what is no longer needed can be deleted by parts."""
+
+_SHIFT = 44
+"""A mark holds the part's number above this many bits, and its length below."""
+
+PART = re.compile(r"part-(\d{6})\.arrows")
+
+
+class TapeWriter(Sink):
+    """Appends each micro-batch to a folder of parts, ``part-000000.arrows`` and on, each a tape of its own.
+
+    A sink like the others: its length belongs to the checkpoint, and a restart cuts it back. A new part begins after a
+    checkpoint at which the last one was large enough.
+
+    Parameters
+    ----------
+    folder
+        Made if need be. A fresh start refuses one that holds parts.
+    head
+        Of the run.
+    part_bytes
+        When a part is large enough.
+    """
+
+    def __init__(self, folder: Path, head: TapeHead, *, part_bytes: int = PART_BYTES):
+        self.folder, self.head, self.part_bytes = folder, head, part_bytes
+        self._schema = schema_of(head)
+        self._encoder = Encoder(self._schema)
+        self._number = 0
+        self._file = self._part(0)
+        self._full = self._is_open = False
+
+    @property
+    def name(self) -> str:
+        """Under which the checkpoint keeps the mark."""
+        return "tape"
+
+    @property
+    def identity(self) -> str:
+        """That of the part written to."""
+        return self._file.identity
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the part written to."""
+        return self._file.length
+
+    def open(self, mark: int | None, identity: str = "") -> None:
+        """Begin, or cut the tape back to a checkpoint."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"--tape {self.folder}: cannot be made: {error.strerror}") from None
+        parts = parts_of(self.folder)
+        if mark is None and parts:
+            raise ConfigurationError(
+                f"--tape {self.folder}: expected a new or empty folder for a fresh start, got one with {len(parts)} "
+                "parts of a tape; name another (a tape is never overwritten)"
+            )
+        number, length = divmod(mark or 0, 1 << _SHIFT)
+        self._open_part(number, length if mark is not None else None, identity)
+        for later in parts:
+            if int(PART.fullmatch(later.name)[1]) > number:  # type: ignore[index]
+                later.unlink()  # begun after the checkpoint
+        self._is_open = True
+
+    def _open_part(self, number: int, length: int | None, identity: str) -> None:
+        self._number, self._file = number, self._part(number)
+        self._file.open(length, identity)
+        if not length:
+            self._file.append(self._encoder.head)
+        elif _head_of(self._file.path) != self._encoder.head:
+            self._file.close()
+            raise ConfigurationError(
+                f"--tape {self.folder}: it was recorded under other settings; give this run its own tape"
+            )
+
+    def _part(self, number: int) -> AppendFile:
+        return AppendFile(self.folder / f"part-{number:06d}.arrows", of_lines=False)
+
+    def write(self, outcome: Outcome) -> None:
+        """Append a micro-batch."""
+        if not outcome.events:
+            return
+        if self._full:  # nothing was written since the checkpoint that found it so
+            self._file.close()
+            self._open_part(self._number + 1, None, "")
+            self._full = False
+        self._file.append(self._encoder.encode(to_batch(self._schema, outcome)))
+
+    def flush(self) -> int:
+        """Put all on the disk; return the mark."""
+        length = self._file.flush()
+        self._full = length >= self.part_bytes
+        return (self._number << _SHIFT) + length
+
+    def close(self) -> None:
+        """Close the part."""
+        if self._is_open:
+            self._file.close()
+            self._is_open = False
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """Return a tape's parts, in order."""
+    return sorted(path for path in folder.iterdir() if PART.fullmatch(path.name)) if folder.is_dir() else []
+
+
+def _head_of(path: Path) -> bytes:
+    """Return the bytes before the first record batch."""
+    with pa.OSFile(str(path)) as file:
+        pa.ipc.read_message(file)
+        length = file.tell()
+        file.seek(0)
+        return bytes(file.read(length))
