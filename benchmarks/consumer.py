@@ -156,6 +156,36 @@ def minilm(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def tape(quick: bool) -> list[dict[str, Any]]:
+    """The consumer with `hashing`, recording and not, in turns: what a tape costs in events per second and bytes."""
+    events, runs = (10_000, 2) if quick else (50_000, 5)
+    ratios, size = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "events.jsonl"
+        write_events(source, 1_000, events)
+        for run in range(-1, runs):
+            seconds = {}
+            for name, given in (("without", {}), ("with", {"tape": Path(folder) / f"tape{run}"})):
+                place = Path(folder) / f"run{run}{name}"
+                place.mkdir()
+                seconds[name] = consume(source, place, **given).totals.seconds
+            if run >= 0:  # the first pair warms up
+                ratios.append(seconds["with"] / seconds["without"])
+            size = sum(part.stat().st_size for part in (Path(folder) / f"tape{run}").iterdir())
+    rows = [
+        {
+            "what": "time with a tape over time without",
+            "median": median(ratios),
+            "min": min(ratios),
+            "max": max(ratios),
+            "goal": 1.10,
+        },
+        {"what": "bytes of tape an event", "median": size / events},
+    ]
+    print_table(f"hashing, {events:,} events of {TOKENS} tokens, {runs} pairs of runs", rows)
+    return rows
+
+
 def _keeping(take: Callable[[MicroBatch], None], kept: list[MicroBatch]) -> Callable[[MicroBatch], None]:
     """Return `take`, which also puts each batch into `kept`."""
 
@@ -197,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=["throughput", "minilm", "memory"])
+    parser.add_argument("--only", choices=["throughput", "minilm", "memory", "tape"])
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -206,7 +236,7 @@ def main() -> None:
         consume(*arguments.child)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
-    parts = {"throughput": throughput, "minilm": minilm, "memory": memory}
+    parts = {"throughput": throughput, "minilm": minilm, "memory": memory, "tape": tape}
     chosen = [arguments.only] if arguments.only else list(parts)
     result = {name: parts[name](arguments.quick) for name in chosen}
     if arguments.json:

@@ -178,7 +178,7 @@ class AppendFile:
         """Bytes that the file will have when all that was appended is written."""
         return self._written + len(self._waiting)
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes | memoryview) -> None:
         """Add data: whole lines, each with its newline, unless the file is of something else."""
         self._check()
         self._waiting += data

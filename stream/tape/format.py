@@ -182,14 +182,14 @@ class Encoder:
         self._schema = schema
         self.head: bytes = schema.serialize().to_pybytes()
 
-    def encode(self, batch: pa.RecordBatch) -> bytes:
+    def encode(self, batch: pa.RecordBatch) -> memoryview:
         """Return the bytes of one record batch, its checksum with it."""
         buffer = pa.BufferOutputStream()
         writer = pa.ipc.new_stream(buffer, self._schema)
         writer.write_batch(batch, custom_metadata={"crc32": f"{checksum(batch):08x}"})
         # Not closed: that would end the stream. The schema goes before each stream's first batch, and is there already.
-        data: bytes = buffer.getvalue().to_pybytes()
-        assert data.startswith(self.head)
+        data = memoryview(buffer.getvalue()).cast("B")
+        assert data[: len(self.head)] == self.head
         return data[len(self.head) :]
 
 
