@@ -212,6 +212,43 @@ _HEALTH = Row(
             _quantiles("ebbtide_write_error_ratio"),
             unit="none",
         ),
+        Panel(
+            "Retrieval error by age of the pair",
+            "The mean error for pairs by how many writes ago they were written: the forgetting curve. Old ages at 1: "
+            "nothing of that age is left. Young ages high too: the memory is overloaded, or its gates are wrong.",
+            [
+                Target(
+                    " / ".join(rate(f"ebbtide_probe_error_ratio_{part}", "age") for part in ("sum", "count")),
+                    "{{age}} writes",
+                )
+            ],
+            unit="none",
+        ),
+        Panel(
+            "Forgetting half-life, in writes",
+            "Writes after which half of what is remembered of a pair is left, and what the rule alone would do if "
+            "writes were unrelated. Far below it: messages are alike and overwrite each other. Empty: more than half "
+            "is left of the oldest probe.",
+            [
+                Target(gauge("ebbtide_forgetting_half_life_writes", "instance"), "{{instance}}"),
+                Target(gauge("ebbtide_null_half_life_writes", "instance"), "{{instance}}, unrelated writes"),
+            ],
+            unit="short",
+        ),
+        Panel(
+            "Retrieval lift, quantiles",
+            "How much smaller the error is for what was written than for pairs that never were: memory, and not the "
+            "map that all pairs share. Near 0: nothing is remembered, however good the retrieval error looks.",
+            _quantiles("ebbtide_retrieval_lift_ratio"),
+            unit="none",
+        ),
+        Panel(
+            "Saturation, quantiles",
+            "A state's norm over what its gates and values allow. In mode plain, near 1: the state is as full as "
+            "endless unrelated writes would make it, and each new pair costs an old one.",
+            _quantiles("ebbtide_saturation_ratio"),
+            unit="none",
+        ),
     ],
 )
 

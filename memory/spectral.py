@@ -20,6 +20,10 @@ FRESH = np.float32(0.25)
 """How much of the state's longest row is added to the direction of the last event, both of length 1."""
 
 
+LOW, HIGH = np.float32(1e-25), np.float32(1e30)
+"""Squares that float32 can be trusted with."""
+
+
 def largest_singular_value(
     states: Tensor, slots: Slots, directions: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
@@ -41,7 +45,7 @@ def largest_singular_value(
     Returns
     -------
     ndarray
-        `[n, H]` float32, at most σ₁; 0 for a state of zeros, NaN for a state with a NaN.
+        `[n, H]` float32, at most σ₁; 0 for a state of zeros, NaN for one with a number that is not finite.
 
     References
     ----------
@@ -63,24 +67,28 @@ def largest_singular_value(
             len(slots),
             4 * LEAST * directions.size * directions.shape[-1],
         )
+        if (sigma == -1).any():
+            _out_of_range(states.numpy(), slots, sigma)
         return sigma
     S = states[torch.from_numpy(slots).to(states.device)]
-    u = torch.from_numpy(directions).to(states.device)
+    size = S.abs().amax((-2, -1))  # squares of numbers of size 1 are safe
+    S = S / torch.where(size == 0, torch.ones_like(size), size)[..., None, None]
+    u = torch.from_numpy(directions).to(states.device).nan_to_num(0, 0, 0)
     longest = S.norm(dim=-1).argmax(-1)[..., None, None].expand(-1, -1, 1, S.shape[-1])
     row = torch.nn.functional.normalize(S.gather(2, longest)[..., 0, :], dim=-1, eps=1e-30)
     aside = (u * row).sum(-1, keepdim=True) < 0
     u = torch.nn.functional.normalize(u, dim=-1, eps=1e-30) + float(FRESH) * torch.where(aside, -row, row)
     for _ in range(MOST):  # so many for each: when a lane stops must not depend on the others
         u = torch.nn.functional.normalize((S.mT @ (S @ u[..., None]))[..., 0], dim=-1, eps=1e-30)
-    directions[:] = u.cpu().numpy()
-    result: npt.NDArray[np.float32] = (S @ u[..., None])[..., 0].norm(dim=-1).cpu().numpy()
+    found = torch.cat([u, ((S @ u[..., None])[..., 0].norm(dim=-1) * size)[..., None]], -1).cpu().numpy()  # one copy
+    directions[:] = found[..., :-1]
+    result: npt.NDArray[np.float32] = found[..., -1]
     return result
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")
 def _iterate(first: Any, last: Any, states: Any, slots: Any, directions: Any, sigma: Any) -> None:
     heads, rank = directions.shape[1:]
-    image = np.empty(rank, np.float32)
     back = np.empty(rank, np.float32)
     for lane in range(first, last):
         for head in range(heads):
@@ -92,12 +100,17 @@ def _iterate(first: Any, last: Any, states: Any, slots: Any, directions: Any, si
                     size += state[i, j] * state[i, j]
                 if size > longest:
                     longest, row = size, i
+            if not LOW < longest < HIGH:
+                sigma[lane, head] = -1
+                continue
             size, along = np.float32(0), np.float32(0)
             for j in range(rank):
                 size += u[j] * u[j]
                 along += u[j] * state[row, j]
+            if not size < np.inf:  # left by a state that was not finite
+                size, along, u[:] = np.float32(0), np.float32(0), np.float32(0)
             old = np.float32(1) / np.sqrt(size) if size != 0 else np.float32(0)
-            new = FRESH / np.sqrt(longest) if longest != 0 else np.float32(0)
+            new = FRESH / np.sqrt(longest)
             if along < 0:
                 new = -new
             for j in range(rank):
@@ -113,17 +126,26 @@ def _iterate(first: Any, last: Any, states: Any, slots: Any, directions: Any, si
                     u[j] *= scale
                     back[j] = 0
                 stretch = np.float32(0)
-                for i in range(rank):
+                for i in range(rank):  # S u and Sᵀ S u, a row at a time
                     read = np.float32(0)
                     for j in range(rank):
                         read += state[i, j] * u[j]
-                    image[i] = read
                     stretch += read * read
+                    for j in range(rank):
+                        back[j] += read * state[i, j]
                 if turn == MOST or (turn >= LEAST and not stretch - before > GAIN * stretch):
                     break
-                for i in range(rank):
-                    for j in range(rank):
-                        back[j] += image[i] * state[i, j]
                 for j in range(rank):
                     u[j] = back[j]
             sigma[lane, head] = np.sqrt(stretch)
+
+
+def _out_of_range(states: npt.NDArray[np.float32], slots: Slots, sigma: npt.NDArray[np.float32]) -> None:
+    """Fill in what the compiled form left (−1): states of zeros, and numbers whose squares float32 cannot hold."""
+    for lane, head in np.argwhere(sigma == -1).tolist():
+        state = states[slots[lane], head].astype(np.float64)
+        if not state.any():
+            sigma[lane, head] = 0
+        else:
+            fine = np.isfinite(state).all()
+            sigma[lane, head] = np.linalg.svd(state, compute_uv=False)[0] if fine else np.nan

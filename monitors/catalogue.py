@@ -21,7 +21,7 @@ Examples
 >>> CATALOGUE["ebbtide_events_total"].kind
 'counter'
 >>> sorted(name for name, metric in CATALOGUE.items() if metric.kind == "gauge")[:2]
-['ebbtide_build_info', 'ebbtide_last_checkpoint_timestamp_seconds']
+['ebbtide_build_info', 'ebbtide_forgetting_half_life_writes']
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from monitors.forgetting import AGE_LABELS
 from monitors.observations import SIGNALS
 from monitors.policies.policy import ActionKind
 
@@ -156,9 +157,12 @@ def _gauge(name: str, text: str, unit: str = "", labels: tuple[str, ...] = (), z
     return Metric(PREFIX + name, "gauge", text, unit, labels, series=((),) if zero else ())
 
 
-def _histogram(name: str, text: str, buckets: tuple[float, ...], unit: str = "", label: str = "") -> Metric:
+def _histogram(
+    name: str, text: str, buckets: tuple[float, ...], unit: str = "", label: str = "", known: tuple[str, ...] = ()
+) -> Metric:
     labels = (label,) if label else ()
-    return Metric(PREFIX + name, "histogram", text, unit, labels, buckets, series=() if label else ((),))
+    series = tuple((value,) for value in known) if label else ((),)
+    return Metric(PREFIX + name, "histogram", text, unit, labels, buckets, series=series)
 
 
 ALARMS = tuple("topic_shift" if signal == "topic_shift_score" else signal for signal in SIGNALS)
@@ -220,6 +224,36 @@ _METRICS = (
         "Relative error of what the state returns for remembered pairs, as a ratio; 1 is as bad as an empty state.",
         _RATIOS,
         "ratio",
+    ),
+    _histogram(
+        "saturation_ratio",
+        "A state's norm over what its gates and values allow, the largest over heads, as a ratio.",
+        (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.1, 1.25, 1.5, 2.0),
+        "ratio",
+    ),
+    _histogram(
+        "retrieval_lift_ratio",
+        "How much smaller the retrieval error is than that of pairs never written, as a ratio; at least 0.",
+        (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0),
+        "ratio",
+    ),
+    _histogram(
+        "probe_error_ratio",
+        "Relative error of what the state returns for one remembered pair, by its age in writes, as a ratio.",
+        _RATIOS,
+        "ratio",
+        "age",
+        tuple(label for label, _ in AGE_LABELS),
+    ),
+    _gauge(
+        "forgetting_half_life_writes",
+        "Writes after which half of what is remembered of a pair is left; absent while more is left of the oldest.",
+        "writes",
+    ),
+    _gauge(
+        "null_half_life_writes",
+        "The half-life in writes if all writes were unrelated: what the rule and its gates alone would do.",
+        "writes",
     ),
     _histogram(
         "topic_shift_score_ratio",

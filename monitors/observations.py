@@ -12,7 +12,15 @@ from memory.lane_state import Slots
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
-SIGNALS = ("state_norm", "stable_rank", "write_error", "retrieval_error", "topic_shift_score")
+SIGNALS = (
+    "state_norm",
+    "stable_rank",
+    "saturation",
+    "write_error",
+    "retrieval_error",
+    "retrieval_lift",
+    "topic_shift_score",
+)
 """The signals a detector can be put on, by the names that the output records use."""
 
 

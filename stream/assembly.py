@@ -16,6 +16,7 @@ from memory.rule import Mode
 from memory.state_pool import LaneRecord
 from memory.writers import AttachedWriter, ProjectedWriter, Writer
 from monitors.detectors import parse_detector
+from monitors.forgetting import NullModel
 from monitors.policies import load_policy
 from stream.config import RunSettings
 from stream.engine import Engine
@@ -109,6 +110,7 @@ def build_engine(
         detectors={signal: parse_detector(detector) for signal, detector in settings.detectors.items()},
         policy=policy,
         layers=chosen_layers(settings.monitor_layers, writer.layers),
+        every=settings.measure_every,
         device=device,
         max_bytes=settings.pool_bytes,
         fetch=fetch,
@@ -205,9 +207,26 @@ def tape_head(settings: RunSettings, engine: Engine) -> TapeHead:
         mode=writer.mode,
         dim=writer.backbone.dim,
         own_lam=writer.own_lam,
+        row_gates=writer.row_gates,
+        watched=engine.layers,
+        every=engine.every,
         attached=isinstance(writer, AttachedWriter),
         with_text=settings.tape_text,
         policy=engine.policy.model_dump(mode="json"),
         detectors={signal: detector.model_dump(mode="json") for signal, detector in engine.detectors.items()},
         settings=writer.settings,
     )
+
+
+def null_model(writer: Writer) -> NullModel | None:
+    """Return what the rule alone would make of unrelated writes; None where the gates are not constant.
+
+    Examples
+    --------
+    >>> model = null_model(build_writer(RunSettings(backbone="hashing", rank=8), torch.device("cpu")))
+    >>> round(model.half_life, 1)
+    10.7
+    """
+    if not isinstance(writer, ProjectedWriter) or writer.row_gates:
+        return None
+    return NullModel.of(writer.mode, writer.rank, writer.project.beta, writer.project.lam)

@@ -28,8 +28,8 @@ CONFIG_VARIABLE = PREFIX + "CONFIG"
 
 DETECTORS: dict[str, Any] = {
     "topic_shift_score": {"name": "shewhart", "width": 1.5, "warm_up": 3, "cool_down": 2, "floor": 0.015},
-    "retrieval_error": {"name": "page_hinkley", "mode": "up", "delta": 0.02, "threshold": 2.0},
-    "state_norm": {"name": "river", "detector": "ADWIN"},
+    "retrieval_error": {"name": "page_hinkley", "mode": "up", "delta": 0.05, "threshold": 2.0},
+    "state_norm": {"name": "shewhart", "width": 6.0, "side": "both"},
 }
 """What watches each signal, unless the configuration says otherwise."""
 
@@ -64,6 +64,9 @@ class RunSettings(BaseModel):
     )
     monitor_layers: str = Field(
         "all", description="Layers that the signals come from: all, or numbers such as 0,4,8 or 0:36:4"
+    )
+    measure_every: int = Field(
+        8, ge=1, description="Ask a stream's state for its probes on one event in so many; 1: on each, which costs more"
     )
     device: str = Field("auto", description="Where the memory lives: auto, cpu or cuda:N")
     rank: int | None = Field(None, ge=1, le=1024, description="R: each state is R × R [default: by backbone]")

@@ -23,9 +23,10 @@ import structlog
 
 from memory.errors import ConfigurationError
 from monitors.catalogue import SIGNAL_HISTOGRAMS
+from monitors.forgetting import ForgettingTracker, by_age
 from monitors.metrics import Metrics
 from monitors.policies.policy import ActionKind
-from stream.assembly import batch_tokens, build_engine, tape_head
+from stream.assembly import batch_tokens, build_engine, null_model, tape_head
 from stream.batch import Batcher, MicroBatch
 from stream.config import RunSettings
 from stream.dead_letters import DeadLetterFile
@@ -112,6 +113,10 @@ class Consumer:
         )
         self.reader = Reader(self.source, parser, self.engine.backbone)
         self.totals = Totals()
+        self.forgetting = ForgettingTracker()
+        null = null_model(self.engine.writer)
+        known = null is not None and np.isfinite(null.half_life)
+        self.metrics.set("ebbtide_null_half_life_writes", null.half_life if null and known else None)
         self.ready = False
         self.last_tick = clock()
         self._clock = clock
@@ -299,7 +304,14 @@ class Consumer:
             metrics.add("ebbtide_sink_records_total", len(batch.events))
         for signal, histogram in SIGNAL_HISTOGRAMS.items():
             if signal in outcome.signals:
-                metrics.observe(histogram, outcome.signals[signal])
+                values = outcome.signals[signal]  # a sum that falls would look like a restart: lift can be negative
+                metrics.observe(histogram, values if signal != "retrieval_lift" else np.maximum(values, 0))
+        for probes in outcome.probes:
+            self.forgetting.take(probes)
+            for label, errors in by_age(probes).items():
+                metrics.observe("ebbtide_probe_error_ratio", errors, label)
+        half_life = self.forgetting.curve().half_life()
+        metrics.set("ebbtide_forgetting_half_life_writes", half_life if np.isfinite(half_life) else None)
         metrics.observe("ebbtide_batch_events", len(batch.events))
         metrics.set("ebbtide_streams_resident", pool.resident)
         metrics.set("ebbtide_queue_depth", self.reader.waiting, "reader")

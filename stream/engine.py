@@ -15,6 +15,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from memory.backbones.backbone import Ids
 from memory.lane_state import Column, Columns, LaneState, Slots
@@ -25,7 +26,7 @@ from memory.writers import Batch, Rows, Writer, Written
 from monitors.detectors.detector import Detector
 from monitors.observations import SIGNALS, Flags, Floats, Observations
 from monitors.policies.policy import Actions, Policy
-from monitors.retrieval_error import RetrievalErrorMonitor
+from monitors.retrieval_error import Retrieval, RetrievalErrorMonitor
 from monitors.state_norm import StateNormMonitor
 from monitors.topic_shift import TopicShiftMonitor
 from stream.event import Event
@@ -56,6 +57,8 @@ class Outcome:
         Stage → seconds spent on this batch.
     rows
         Everything that the events wrote, where the writer keeps it; else None.
+    probes
+        What the probes gave, one for each round.
     """
 
     events: Sequence[Event]
@@ -67,6 +70,7 @@ class Outcome:
     nonfinite: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     rows: Rows | None = None
+    probes: list[Retrieval] = field(default_factory=list)
 
     def take(self, index: Slots, seq: npt.NDArray[np.int64], observed: Observations, actions: Actions) -> None:
         """Put one round's numbers in the places `index` of its events."""
@@ -95,6 +99,8 @@ class Engine:
         Decides on each lane after each event.
     layers
         Those of the memory's layers that the signals come from, in order; None: all.
+    every
+        Probes and σ₁ are looked at on one of a lane's events in so many (`monitors.turns`).
     device, capacity, max_bytes, fetch
         For the state pool.
     clock
@@ -108,6 +114,7 @@ class Engine:
         detectors: Mapping[str, Detector],
         policy: Policy,
         layers: Sequence[int] | None = None,
+        every: int = 1,
         device: torch.device | str = "cpu",
         capacity: int = 1024,
         max_bytes: int = 4 << 30,
@@ -116,9 +123,12 @@ class Engine:
     ):
         self.writer, self.backbone = writer, writer.backbone
         self.policy, self.detectors = policy, dict(detectors)
-        heads, rank = writer.layers * writer.heads, writer.rank
-        self.norm = StateNormMonitor(heads, rank)
-        self.retrieval = RetrievalErrorMonitor(heads, rank)
+        self.layers, self.every = None if layers is None else list(layers), every
+        watched = range(writer.layers) if layers is None else layers
+        self._heads = [layer * writer.heads + head for layer in watched for head in range(writer.heads)]
+        heads, rank = len(self._heads), writer.rank
+        self.norm = StateNormMonitor(heads, rank, every=every, row_gates=writer.row_gates)
+        self.retrieval = RetrievalErrorMonitor(heads, rank, every=every)
         self.topic = TopicShiftMonitor(self.backbone.dim, mean=self.backbone.mean)
         self.detector_lanes = {signal: detector.new_lanes() for signal, detector in self.detectors.items()}
         self.policy_lanes = policy.new_lanes()
@@ -185,25 +195,21 @@ class Engine:
 
     def _round(self, index: Slots, slots: Slots, batch: Batch, outcome: Outcome, stages: Stages) -> None:
         """Advance lanes by one event each: the events at `index` `[n]`, on the lanes at `slots` `[n]`."""
-        states = self.pool.states.flatten(1, 2)
-        written = batch.advance(self.pool.states, slots, index, self.counts["events"][slots])
+        states, rows = self.pool.states, slots
+        turn = self.counts["events"][slots]
+        written = batch.advance(states, slots, index, turn)
         with stages("signals"):
-            wrote = written.count > 0
-            self.retrieval.remember(slots[wrote], written.keys[wrote], written.values[wrote])
-            state_norm, stable_rank = self.norm.measure(states, slots, written.head_norms)
-            signals = {
-                "state_norm": state_norm,
-                "stable_rank": stable_rank,
-                "write_error": written.write_error,
-                "retrieval_error": self.retrieval.measure(states, slots).error,
-                "topic_shift_score": self._topic_shift(slots, written),
-            }
+            if self.layers is not None:
+                states, rows = states[torch.from_numpy(slots).to(states.device)][:, self.layers], np.arange(len(slots))
+                written = written.heads(self._heads)
+            signals, probes = self._measure(states.flatten(1, 2), slots, rows, written, turn)
+            outcome.probes.append(probes)
         observations = Observations(slots, signals)
         with stages("detectors"):
             for signal, detector in self.detectors.items():
                 alarms = detector.update(self.detector_lanes[signal], slots, signals[signal])
                 observations.alarms[ALARM_NAMES.get(signal, signal)] = alarms
-            sick = ~np.isfinite(state_norm)
+            sick = ~np.isfinite(signals["state_norm"])
             observations.alarms["non_finite"] = sick
             outcome.nonfinite += int(sick.sum())
         with stages("policy"):
@@ -212,6 +218,30 @@ class Engine:
         seq = self._number(slots, outcome.tokens[index])
         self._show(slots, seq, observations, actions)
         outcome.take(index, seq, observations, actions)
+
+    def _measure(
+        self, states: Tensor, slots: Slots, rows: Slots, written: Written, turn: npt.NDArray[np.int64]
+    ) -> tuple[dict[str, Floats], Retrieval]:
+        """Measure lanes whose states are at `rows` of `states` `[S, N, R, R]`, N the heads that are watched."""
+        wrote = written.count > 0
+        at, count, error = slots[wrote], written.count[wrote], written.write_error.mean(axis=1)
+        if written.reach is not None:
+            self.norm.allow(slots, written.reach)
+        norms = self.norm.look(states, slots, written.head_norms, rows=rows)
+        # Before it was written, an event's pair was one that the state had never seen: the control.
+        self.retrieval.hold_out(at, error[wrote])
+        self.retrieval.remember(at, written.keys[wrote], written.values[wrote], count, count - 1 - turn[wrote] % count)
+        probes = self.retrieval.measure(states, slots, sick=norms.sick, rows=rows)
+        signals = {
+            "state_norm": norms.state_norm,
+            "stable_rank": norms.stable_rank,
+            "saturation": norms.most_saturated,
+            "write_error": error,
+            "retrieval_error": probes.error,
+            "retrieval_lift": probes.lift,
+            "topic_shift_score": self._topic_shift(slots, written),
+        }
+        return signals, probes
 
     def _topic_shift(self, slots: Slots, written: Written) -> Floats:
         if written.topic_shift_score is not None:  # on a tape: it depends on no policy
@@ -228,7 +258,10 @@ class Engine:
         factor = torch.from_numpy(actions.factor[acting].astype(np.float32)).to(states.device)[
             :, None, None, None, None
         ]
-        self.norm.lanes.clear(slots[actions.factor == 0])  # of a new state the old one's direction says nothing
+        reset = slots[actions.factor == 0]
+        self.norm.start_over(reset)  # of a new state the old one's direction says nothing
+        self.retrieval.expire(slots[acting])
+        self.retrieval.expire(reset, reset=True)
         # A reset forgets even what is not finite: 0 · NaN would not.
         states[at] = torch.where(factor == 0, alone, factor * states[at] + (1 - factor) * alone)
 
@@ -236,7 +269,8 @@ class Engine:
         """Make a stream's state zero, by hand; what its monitors remember of it stays, and shows what was lost."""
         slots = self.pool.acquire([stream])
         self.pool.states[torch.from_numpy(slots).to(self.pool.device)] = 0
-        self.norm.lanes.clear(slots)
+        self.norm.start_over(slots)
+        self.retrieval.expire(slots, reset=True)
         if self.writer.lanes is not None:
             self.writer.lanes.clear(slots)
 

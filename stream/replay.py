@@ -134,7 +134,14 @@ def replay(
     watching = {name: parse_detector(detector) for name, detector in given.items()}
     writers = [TapedWriter(head) for _ in policies]
     engines = [
-        Engine(writer, detectors=watching, policy=policy, max_bytes=pool_bytes)
+        Engine(
+            writer,
+            detectors=watching,
+            policy=policy,
+            layers=head.watched,
+            every=head.every,
+            max_bytes=pool_bytes,
+        )
         for writer, policy in zip(writers, policies.values(), strict=True)
     ]
     results = [Result(name) for name in policies]

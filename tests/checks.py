@@ -1,17 +1,19 @@
-"""The check suite: what must hold of every detector and every policy.
+"""The check suite: what must hold of every detector, every policy and every monitor.
 
-A check is a function of a `Case`; its docstring says which bug it catches. `test_detectors.py` and `test_policies.py`
-run every (case, check) pair, and show for each check a broken object that it catches. To add one of either, see
+A check is a function of a `Case`; its docstring says which bug it catches. `test_checks.py` runs every (case, check)
+pair over what the registries hold, and shows for each check a broken object that it catches. To add one, see
 `docs/extending.md`.
 
-A check feeds the same streams to both kinds: a detector sees the values themselves; a policy sees observations whose
-signals they are, with the alarm `topic_shift` wherever a value is above 2.
+A check feeds the same streams to all kinds. A detector sees the values themselves. A policy sees observations whose
+signals they are, made by `policy_adapter.py`, with every alarm wherever a value is above 2. A monitor sees events made
+from them by its adapter in `monitor_adapters.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +22,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from memory.lane_state import Columns, LaneState
 from monitors.detectors import AnyDetector, Detector
-from monitors.observations import SIGNALS, Observations
 from monitors.policies import ActionKind, AnyPolicy, Policy
+from tests.monitor_adapters import Measured, Monitored, MonitorLanes
+from tests.policy_adapter import ALARM_ABOVE as ALARM_ABOVE
+from tests.policy_adapter import act
 
-ALARM_ABOVE = 2.0
 LEVEL, NOISE = 0.5, 0.1
 
 Streams = npt.NDArray[np.float64]
@@ -38,7 +41,7 @@ class Case:
     label
         Its name in the test's id.
     subject
-        The settings under check.
+        The settings under check, or a monitor's adapter.
     jump
         What a shift adds to the signal's level of 0.5 ± 0.1.
     within
@@ -50,7 +53,7 @@ class Case:
     """
 
     label: str
-    subject: Detector | Policy
+    subject: Detector | Policy | Monitored
     jump: float = 4.0
     within: int = 1
     most_bytes: int = 128
@@ -79,24 +82,21 @@ def one_round(case: Case, lanes: LaneState, slots: npt.NDArray[np.int64], values
         assert alarms.shape == slots.shape
         assert alarms.dtype == np.bool_
         return list(alarms.tolist())
+    if isinstance(case.subject, Monitored):
+        assert isinstance(lanes, MonitorLanes)
+        return list(case.subject.measure(lanes, slots, values))
     assert isinstance(lanes, Columns)
-    actions = case.subject.decide(lanes, observe(slots, values))
-    assert actions.kind.shape == actions.factor.shape == slots.shape
-    assert actions.kind.dtype == np.int8
-    assert actions.factor.dtype == np.float64
-    return list(zip(actions.kind.tolist(), actions.factor.tolist(), actions.reason, strict=True))
-
-
-def observe(slots: npt.NDArray[np.int64], values: Streams) -> Observations:
-    return Observations(slots, dict.fromkeys(SIGNALS, values), {"topic_shift": values > ALARM_ABOVE})
+    return act(case.subject, lanes, slots, values)
 
 
 def acted(outcome: Hashable) -> bool:
+    if isinstance(outcome, Measured):
+        return outcome.away
     return outcome[0] != ActionKind.KEEP if isinstance(outcome, tuple) else bool(outcome)
 
 
 def acts(outcomes: list[list[Hashable]], lane: int) -> list[int]:
-    """Return the events at which a lane alarmed, or was acted on."""
+    """Return the events at which a lane alarmed, was acted on, or was measured to be elsewhere."""
     return [event for event, row in enumerate(outcomes) if acted(row[lane])]
 
 
@@ -160,6 +160,14 @@ def fresh_after_clear(case: Case) -> None:
     untouched = feed(case, room(case, 2), [0, 1], np.concatenate([before, after]))[303:]
     assert [row[0] for row in outcomes] == [row[0] for row in feed(case, room(case, 1), [0], after[:, :1])]
     assert [row[1] for row in outcomes] == [row[1] for row in untouched]
+
+
+def new_lanes_are_fresh(case: Case) -> None:
+    """Catch the object that remembers beside its lanes: one set of settings serves many pools, live and replayed."""
+    unused = replace(case, subject=deepcopy(case.subject))
+    feed(case, room(case, 2), [0, 1], streams(17, 303, 2, [300], case.jump))
+    after = streams(18, 310, 2, [300], case.jump)
+    assert feed(case, room(case, 2), [0, 1], after) == feed(unused, room(unused, 2), [0, 1], after)
 
 
 def resumes_in_mid_stream(case: Case) -> None:
@@ -238,6 +246,16 @@ def alone_as_in_a_batch(case: Case) -> None:
         assert outcomes[lane] == [row[0] for row in alone]
 
 
+def an_empty_round_is_nothing(case: Case) -> None:
+    """Catch the reduction over no lanes: all of a round's values may be non-finite, or all its events empty."""
+    lanes = room(case, 2)
+    feed(case, lanes, [0, 1], streams(19, 40, 2))
+    before = list(lanes.dump(np.arange(2)))
+    assert one_round(case, lanes, np.empty(0, np.int64), np.empty(0)) == []
+    assert list(lanes.dump(np.arange(2))) == before
+    assert list(lanes.dump(np.empty(0, np.int64))) == []
+
+
 def inputs_are_left_alone(case: Case) -> None:
     """Catch the in-place operation on an array that the next monitor is about to read."""
     lanes = room(case, 2)
@@ -253,6 +271,7 @@ def inputs_are_left_alone(case: Case) -> None:
 
 def settings_round_trip(case: Case) -> None:
     """Catch the setting that is lost on the way to a file and back: a tuned policy must arrive as it was tuned."""
+    assert not isinstance(case.subject, Monitored)
     text = case.subject.model_dump_json()
     assert type(case.subject).model_validate_json(text) == case.subject
     union: TypeAdapter[Detector | Policy] = TypeAdapter(
@@ -264,6 +283,7 @@ def settings_round_trip(case: Case) -> None:
 
 def settings_refuse_a_slip(case: Case) -> None:
     """Catch the misspelled key that is silently dropped."""
+    assert not isinstance(case.subject, Monitored)
     try:
         type(case.subject).model_validate(case.subject.model_dump() | {"cooldown_": 3})
     except ValidationError:
@@ -271,25 +291,30 @@ def settings_refuse_a_slip(case: Case) -> None:
     raise AssertionError("an unknown key was accepted")
 
 
-CHECKS: tuple[Check, ...] = (
+LANE_CHECKS: tuple[Check, ...] = (
     quiet_when_stationary,
     fires_after_a_shift,
     sees_again_after_nonfinite_values,
     fresh_after_clear,
+    new_lanes_are_fresh,
     resumes_in_mid_stream,
     growing_keeps_rows,
     memory_is_bounded,
     order_of_lanes_is_irrelevant,
     alone_as_in_a_batch,
+    an_empty_round_is_nothing,
     inputs_are_left_alone,
-    settings_round_trip,
-    settings_refuse_a_slip,
 )
-DETECTOR_CHECKS: tuple[Check, ...] = (*CHECKS, nonfinite_values_leave_no_trace)
+SETTINGS_CHECKS: tuple[Check, ...] = (settings_round_trip, settings_refuse_a_slip)
+DETECTOR_CHECKS: tuple[Check, ...] = (nonfinite_values_leave_no_trace,)
+ALL_CHECKS: tuple[Check, ...] = LANE_CHECKS + SETTINGS_CHECKS + DETECTOR_CHECKS
+CHECKS = tuple(c for c in ALL_CHECKS if c not in (new_lanes_are_fresh, an_empty_round_is_nothing, *DETECTOR_CHECKS))
 
 
 def checks_of(case: Case) -> tuple[Check, ...]:
-    return DETECTOR_CHECKS if isinstance(case.subject, Detector) else CHECKS
+    if isinstance(case.subject, Monitored):
+        return LANE_CHECKS
+    return ALL_CHECKS if isinstance(case.subject, Detector) else LANE_CHECKS + SETTINGS_CHECKS
 
 
 def pairs(cases: Sequence[Case]) -> list[tuple[Case, Check]]:

@@ -262,6 +262,7 @@ def filled_with_true_labels() -> Metrics:
         "direction": "out",
         "queue": "q",
         "stage": "scan",
+        "age": "4-15",
     }
     for name, metric in CATALOGUE.items():
         labels = [values[label] for label in metric.labels if label in values]

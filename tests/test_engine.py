@@ -380,7 +380,7 @@ def probes_held(count: int, levels: int = 8) -> list[int]:
 
 
 def test_each_signal_is_what_its_definition_gives(events: list[Event]) -> None:
-    settings = RunSettings(backbone="hashing", rank=16)
+    settings = RunSettings(backbone="hashing", rank=16, measure_every=1)
     engine = build_engine(settings)
     stream = events[0].stream
     ours = [event for event in events if event.stream == stream]
@@ -427,7 +427,7 @@ def test_the_stable_rank_is_close_to_the_exact_one(given: dict[str, Any], tmp_pa
 
 def stable_rank_excess(events: Sequence[Event], given: dict[str, Any]) -> np.ndarray:
     """Return the relative error of the stable rank at each event that no action followed."""
-    engine = build_engine(RunSettings(backbone="hashing", **given))
+    engine = build_engine(RunSettings(backbone="hashing", measure_every=1, **given))
     excess = []
     for event in events:
         outcome = feed(engine, [event], 1)[0]

@@ -75,8 +75,12 @@ class TestContent:
             for sample in family.samples:
                 assert set(sample.labels) - {"le"} == set(metric.labels)
             if metric.kind == "histogram":
-                bounds = [float(sample.labels["le"]) for sample in family.samples if sample.name.endswith("_bucket")]
-                assert bounds == [*metric.buckets, math.inf]
+                bounds: dict[tuple[str, ...], list[float]] = {}
+                for sample in family.samples:
+                    if sample.name.endswith("_bucket"):
+                        series = tuple(sample.labels[label] for label in metric.labels)
+                        bounds.setdefault(series, []).append(float(sample.labels["le"]))
+                assert all(found == [*metric.buckets, math.inf] for found in bounds.values())
             if accept:
                 assert family.unit == metric.unit
 

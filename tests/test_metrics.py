@@ -39,7 +39,15 @@ class TestCatalogue:
         assert all(CATALOGUE[name].kind == "histogram" for name in SIGNAL_HISTOGRAMS.values())
 
     def test_alarms_are_named_as_in_the_records(self) -> None:
-        assert ALARMS == ("state_norm", "stable_rank", "write_error", "retrieval_error", "topic_shift")
+        assert ALARMS == (
+            "state_norm",
+            "stable_rank",
+            "saturation",
+            "write_error",
+            "retrieval_error",
+            "retrieval_lift",
+            "topic_shift",
+        )
 
     @pytest.mark.parametrize(
         ("changes", "message"),

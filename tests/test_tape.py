@@ -205,7 +205,7 @@ def test_parts_follow_each_other_and_one_begun_after_the_checkpoint_goes(source:
     taped = TapedWriter(reader.head)
     taped.keeps_rows = True
     watching = {name: parse_detector(given) for name, given in reader.head.detectors.items()}
-    engine = Engine(taped, detectors=watching, policy=recorded_policy(reader.head))
+    engine = Engine(taped, detectors=watching, policy=recorded_policy(reader.head), every=reader.head.every)
     folder = tmp_path / "parts"
     writer = TapeWriter(folder, reader.head, part_bytes=30_000)
     writer.open(None)
@@ -217,7 +217,8 @@ def test_parts_follow_each_other_and_one_begun_after_the_checkpoint_goes(source:
     parts = sorted(folder.iterdir())
     assert len(parts) > 2
     for copy, batch in zip(TapeReader(folder).batches(), whole, strict=True):
-        assert copy.drop_columns(["ts"]).equals(batch.drop_columns(["ts"]))
+        for name in set(copy.schema.names) - {"ts"}:
+            assert repr(copy[name].to_pylist()) == repr(batch[name].to_pylist()), name
     back = TapeWriter(folder, reader.head, part_bytes=30_000)
     back.open(*marks[2])
     back.close()

@@ -20,6 +20,7 @@ from memory.deltamem import Attachment, attach
 from memory.deltamem.adapter_io import read_config, read_tensors
 from memory.errors import ConfigurationError
 from memory.lane_state import Column, Columns, Slots
+from memory.reach import largest_by_event, write_reach
 from memory.rule import Mode
 from memory.scan_forms import scan
 from memory.stages import Stages
@@ -91,6 +92,11 @@ class AttachedWriter(Writer):
         self.mode = self.memory.config.mode.label
         if context:
             self.lanes = Columns({"tail": Column("int64", (context,)), "length": Column("int64")})
+
+    @property
+    def row_gates(self) -> bool:
+        """Always: one gate a head is the same number for all rows."""
+        return True
 
     @property
     def own_lam(self) -> bool:
@@ -265,25 +271,34 @@ class AttachedBatch(Batch):
         undone: npt.NDArray[np.bool_],
     ) -> Written:
         writer, n = self._writer, len(index)
-        shape = (n, writer.layers * writer.heads, writer.rank)
-        keys, values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        count, error = np.zeros(n, np.int64), np.full(n, np.nan)
+        heads = writer.layers * writer.heads
+        pairs = np.zeros((2, n, heads, writer.rank), np.float32)
+        count, error = np.zeros(n, np.int64), np.full((n, heads), np.nan)
+        reach = np.zeros((n, heads, writer.rank), np.float32)
         for place, event in enumerate(index.tolist()):
             parts = [(piece, piece.rows[event]) for piece in self._pieces if event in piece.rows]
             count[place] = sum(len(rows) for _, rows in parts)
             if undone[place] or not count[place]:
                 count[place] = 0
                 continue
-            total = sum(float(piece.error[rows].double().sum()) for piece, rows in parts)
-            error[place] = total / (count[place] * shape[1])
+            error[place] = sum(piece.error[rows].double().sum(0).cpu().numpy() for piece, rows in parts) / count[place]
             chosen = int(turn[place] % count[place])
             for piece, rows in parts:
-                if chosen < len(rows):
-                    keys[place], values[place] = (x[rows[chosen]].cpu().numpy() for x in (piece.k, piece.v))
-                    break
+                if 0 <= chosen < len(rows):
+                    pairs[:, place] = [x[rows[chosen]].cpu().numpy() for x in (piece.k, piece.v)]
                 chosen -= len(rows)
+                reach[place] = np.maximum(reach[place], self._reach(piece, rows))
         norms = torch.linalg.vector_norm(states, dim=(-2, -1)).flatten(1).cpu().numpy()
-        return Written(embedding, count, error, norms, keys, values)
+        bounded = reach if writer.memory.config.normalize_qk else None  # raw keys may be longer than 1
+        return Written(embedding, count, error, norms, pairs[0], pairs[1], bounded)
+
+    def _reach(self, piece: Piece, rows: Places) -> npt.NDArray[np.float32]:
+        """How large the writes at `rows` allow the states to become, `[N, R]`."""
+        v, beta, lam = (x[rows].cpu().numpy() for x in (piece.v, piece.beta, piece.lam))
+        own = lam if self._writer.own_lam else None
+        largest = largest_by_event(write_reach(self._writer.mode, v.shape[2], v, beta, own), np.array([0, len(v)]))
+        first: npt.NDArray[np.float32] = largest[0]
+        return first
 
     def _take(self, index: Slots, embedding: npt.NDArray[np.float32], undone: npt.NDArray[np.bool_]) -> None:
         for place, event in enumerate(index.tolist()):

@@ -12,6 +12,7 @@ from torch import Tensor
 from memory.backbones.backbone import Backbone, Ids
 from memory.lane_state import Slots
 from memory.projections import Projected, Projections
+from memory.reach import largest_by_event, write_reach
 from memory.scan_forms import ScanResult, scan
 from memory.stages import Stages
 from memory.writers.writer import Batch, Rows, Writer, Written
@@ -50,6 +51,11 @@ class ProjectedWriter(Writer):
             raise ValueError(f"write must be segment or token, got {write!r}")
         self.backbone, self.project, self.mode, self.write = backbone, projections, mode, write
         self.heads, self.rank = projections.heads, projections.rank
+
+    @property
+    def row_gates(self) -> bool:
+        """Where the input moves them."""
+        return self.project.gain > 0
 
     @property
     def own_lam(self) -> bool:
@@ -133,16 +139,20 @@ class ProjectedBatch(Batch):
             self._before = np.concatenate([[0], np.cumsum(sound)])[bounds]
             self._keys, self._values = self._keys[sound], self._values[sound]
         self._counts = np.diff(self._before)
+        own = self.rows()
+        reach = write_reach(mode, own.keys.shape[2], own.values, own.beta, own.lam)
+        self._reach = largest_by_event(reach, self._before)
 
     def advance(self, states: Tensor, slots: Slots, index: Slots, turn: npt.NDArray[np.int64]) -> Written:
         """Scan the events' rows."""
         with self._stages("scan"):
             result = self._scan(states.flatten(1, 2), slots, index)
             norms = result.state_norm.cpu().numpy()
-            error = result.mean_write_error.cpu().numpy().astype(np.float64).mean(axis=1)
+            error = result.mean_write_error.cpu().numpy().astype(np.float64)
         keys, values = self._pairs(index, turn)
         count = self._counts[index]
-        return Written(self._embeddings[index], count, np.where(count > 0, error, np.nan), norms, keys, values)
+        error[count == 0] = np.nan
+        return Written(self._embeddings[index], count, error, norms, keys, values, self._reach[index])
 
     def _pairs(self, index: Slots, turn: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float32], ...]:
         count = self._counts[index]

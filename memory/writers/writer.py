@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +33,14 @@ class Written:
     count
         `[n]` int64: writes; 0 for an event without tokens, or one that was kept out for non-finite numbers.
     write_error
-        `[n]` float64: ‖v − S k‖ / ‖v‖ before each write, the mean over writes and heads; NaN without any.
+        `[n, N]` float64: ‖v − S k‖ / ‖v‖ before each write, the mean over writes; NaN without any.
     head_norms
         `[n, N]` float32: ‖S‖_F of each head afterwards.
     keys, values
         `[n, N, R]` float32: one pair that each event wrote, its writes taking turns; zeros where it wrote none.
+    reach
+        `[n, N, 1]` or `[n, N, R]` float32: how large the writes allow the state to become (`memory.reach`); None where
+        nothing bounds it.
     topic_shift_score
         `[n]` float64 where it is known already, from a tape; else None.
     """
@@ -48,7 +51,20 @@ class Written:
     head_norms: Vectors
     keys: Vectors
     values: Vectors
+    reach: Vectors | None = None
     topic_shift_score: npt.NDArray[np.float64] | None = None
+
+    def heads(self, chosen: Sequence[int]) -> Written:
+        """Return the same of these heads alone."""
+        at = list(chosen)
+        return replace(
+            self,
+            write_error=self.write_error[:, at],
+            head_norms=self.head_norms[:, at],
+            keys=self.keys[:, at],
+            values=self.values[:, at],
+            reach=None if self.reach is None else self.reach[:, at],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +160,11 @@ class Writer(ABC):
     mode: str
     lanes: LaneState | None = None
     keeps_rows: bool = False
+
+    @property
+    @abstractmethod
+    def row_gates(self) -> bool:
+        """Whether the rows of a head have gates of their own."""
 
     @property
     @abstractmethod

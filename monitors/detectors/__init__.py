@@ -8,7 +8,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from memory.errors import ConfigurationError
+from monitors.detectors.adwin import ADWIN
+from monitors.detectors.cusum import CUSUM
 from monitors.detectors.detector import Detector
+from monitors.detectors.ewma import EWMA
 from monitors.detectors.never import NoDetector
 from monitors.detectors.page_hinkley import PageHinkley
 from monitors.detectors.river_detector import RiverDetector, river_classes
@@ -17,7 +20,10 @@ from monitors.detectors.slips import read_settings
 from monitors.detectors.threshold import Threshold
 
 __all__ = [
+    "ADWIN",
+    "CUSUM",
     "DETECTORS",
+    "EWMA",
     "AnyDetector",
     "Detector",
     "NoDetector",
@@ -30,12 +36,15 @@ __all__ = [
 ]
 
 AnyDetector = Annotated[
-    NoDetector | PageHinkley | RiverDetector | Shewhart | Threshold,
+    ADWIN | CUSUM | EWMA | NoDetector | PageHinkley | RiverDetector | Shewhart | Threshold,
     Field(discriminator="name"),
 ]
 """A field of a pydantic model that holds some detector's settings, told apart by `name`."""
 
 DETECTORS: dict[str, type[Detector]] = {
+    "adwin": ADWIN,
+    "cusum": CUSUM,
+    "ewma": EWMA,
     "never": NoDetector,
     "page_hinkley": PageHinkley,
     "river": RiverDetector,
@@ -65,8 +74,8 @@ def parse_detector(data: str | Mapping[str, Any]) -> Detector:
     >>> parse_detector("page_hinkly")
     Traceback (most recent call last):
     ...
-    memory.errors.ConfigurationError: expected a detector with 'name' one of never, page_hinkley, river, shewhart,
-    threshold, got name: 'page_hinkly'; did you mean 'page_hinkley'?
+    memory.errors.ConfigurationError: expected a detector with 'name' one of adwin, cusum, ewma, never, page_hinkley,
+    river, shewhart, threshold, got name: 'page_hinkly'; did you mean 'page_hinkley'?
     """
     if isinstance(data, str):
         if data not in DETECTORS and data in river_classes():

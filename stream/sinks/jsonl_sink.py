@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from monitors.observations import SIGNALS
 from monitors.policies.policy import ActionKind
 from stream.append_file import AppendFile
 from stream.engine import Outcome
@@ -91,7 +92,7 @@ def records(outcome: Outcome) -> list[dict[str, Any]]:
     return made
 
 
-FIELDS = ("state_norm", "stable_rank", "write_error", "retrieval_error", "topic_shift_score")
+FIELDS = SIGNALS
 """The signals of a record, in the order in which they stand there."""
 
 LABELS = {int(kind): kind.label for kind in ActionKind}

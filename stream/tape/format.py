@@ -47,6 +47,10 @@ class TapeHead(BaseModel):
         D, the width of an embedding.
     own_lam
         Whether `lam` is on the tape.
+    row_gates
+        Whether the rows of a head have gates of their own.
+    watched, every
+        What the signals come from, and how often probes are asked for: see `stream.engine.Engine`.
     attached
         Whether reads fed back into the model: then a replay under another policy is exact for the first layer only.
     with_text
@@ -66,6 +70,9 @@ class TapeHead(BaseModel):
     mode: str
     dim: int
     own_lam: bool
+    row_gates: bool
+    watched: list[int] | None
+    every: int
     attached: bool
     with_text: bool
     policy: dict[str, Any]
@@ -155,12 +162,12 @@ def _alarms(outcome: Outcome) -> pa.Array:
 
 
 def checksum(batch: pa.RecordBatch) -> int:
-    """Return the CRC-32 of a record batch's buffers, in their order."""
+    """Return the CRC-32 of a record batch's buffers, lengths and null counts, in their order."""
     total = 0
     for column in batch.columns:
+        total = crc32(f"{len(column)} {column.null_count} {column.offset}".encode(), total)
         for buffer in column.buffers():
-            if buffer is not None:
-                total = crc32(buffer, total)
+            total = crc32(b"" if buffer is None else buffer, total)
     return total
 
 

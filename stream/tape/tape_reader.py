@@ -88,10 +88,19 @@ class TapeReader:
                     ) from None
                 raise EbbtideError(f"{part}: record batch {number} was damaged: {_line(error)}; {MEND}") from None
             expected = None if about is None else about.get("crc32")
-            if expected is None or int(expected, 16) != checksum(batch):
+            if expected != f"{checksum(batch):08x}".encode() or not _is_sound(batch):
                 raise EbbtideError(f"{part}: record batch {number} fails its checksum: the file was damaged; {MEND}")
             number += 1
             yield batch
+
+
+def _is_sound(batch: pa.RecordBatch) -> bool:
+    """Whether the parts of the record batch fit together: what tells their sizes is not in its buffers."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowException:
+        return False
+    return True
 
 
 MEND = "restore a copy of it, or delete that part and the later ones"

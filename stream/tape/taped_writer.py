@@ -59,6 +59,11 @@ class TapedWriter(Writer):
         self._scores: npt.NDArray[np.float64] = np.zeros(0)
 
     @property
+    def row_gates(self) -> bool:
+        """As in the run."""
+        return self._head.row_gates
+
+    @property
     def own_lam(self) -> bool:
         """Whether it is on the tape."""
         return self._head.own_lam
