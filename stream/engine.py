@@ -6,6 +6,7 @@ lanes and of the events, and gives the same bits for the same events however the
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -264,6 +265,24 @@ class Engine:
         self.retrieval.expire(reset, reset=True)
         # A reset forgets even what is not finite: 0 · NaN would not.
         states[at] = torch.where(factor == 0, alone, factor * states[at] + (1 - factor) * alone)
+
+    def heads_of(self, slot: int) -> list[dict[str, float]]:
+        """Return what is known of each head that is watched, as of its lane's last event or look."""
+        state = self.pool.states[slot].flatten(0, 1)
+        norms = torch.linalg.vector_norm(state, dim=(1, 2)).cpu().numpy().astype(np.float64)[self._heads]
+        lanes, heads = self.norm.lanes, self.writer.heads
+        reach = np.sqrt(lanes["reach"][slot].sum(axis=1, dtype=np.float64))
+        return [
+            {
+                "layer": head // heads,
+                "head": head % heads,
+                "state_norm": float(norms[row]),
+                "largest_singular_value": float(lanes["sigma"][slot][row]),
+                "stable_rank": float(lanes["rank"][slot][row]),
+                "saturation": float(norms[row] / reach[row]) if reach[row] > 0 else math.nan,
+            }
+            for row, head in enumerate(self._heads)
+        ]
 
     def reset(self, stream: str) -> None:
         """Make a stream's state zero, by hand; what its monitors remember of it stays, and shows what was lost."""

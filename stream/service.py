@@ -110,7 +110,11 @@ class ConsumerService:
         return (
             None
             if slot is None
-            else self._row(name, slot) | {"tokens": int(self._consumer.engine.counts["tokens"][slot])}
+            else self._row(name, slot)
+            | {
+                "tokens": int(self._consumer.engine.counts["tokens"][slot]),
+                "heads": self._consumer.engine.heads_of(slot),
+            }
         )
 
     def _row(self, name: str, slot: int) -> dict[str, Any]:

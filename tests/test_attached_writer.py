@@ -191,7 +191,7 @@ def test_a_reset_keeps_what_the_event_itself_wrote(folders: dict[str, Path], kin
 
 def test_signals_come_from_the_layers_that_were_asked_for(folders: dict[str, Path]) -> None:
     events = talk(20)
-    everything, some = engine_of(folders, "heads"), engine_of(folders, "heads", monitor_layers="1")
+    everything, some = engine_of(folders, "heads"), engine_of(folders, "heads", monitor_layers="1", measure_every=1)
     said = feed(everything, events, 20)[0], feed(some, events, 20)[0]
     for place in (3, 11):
         assert said[0].signals["state_norm"][place] > said[1].signals["state_norm"][place] > 0
@@ -200,6 +200,14 @@ def test_signals_come_from_the_layers_that_were_asked_for(folders: dict[str, Pat
     for stream, place in last.items():
         own = some.pool.states[some.pool.slots()[stream]]
         assert abs(float(own[1].norm()) - said[1].signals["state_norm"][place]) < 1e-4
+    told = some.heads_of(some.pool.slots()["s1"])
+    assert [(each["layer"], each["head"]) for each in told] == [(1, 0), (1, 1)]
+    own = some.pool.states[some.pool.slots()["s1"]][1]
+    for each in told:
+        sigma = torch.linalg.svdvals(own[int(each["head"])])
+        assert abs(each["state_norm"] - float(own[int(each["head"])].norm())) < 1e-5
+        assert each["largest_singular_value"] <= float(sigma[0]) * 1.001
+        assert 0 < each["saturation"] <= 1
     assert chosen_layers("0:36:4", 36) == list(range(0, 36, 4))
     with pytest.raises(ConfigurationError, match=r"--monitor-layers 7: the memory's layers are 0\.\.1"):
         engine_of(folders, "heads", monitor_layers="7")
