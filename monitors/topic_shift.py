@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numba
 import numpy as np
@@ -42,6 +42,18 @@ class TopicShiftMonitor:
     [1.0]
     """
 
+    wants_edges = False
+    """`measure` needs the embeddings only."""
+
+    detector: ClassVar[dict[str, Any]] = {
+        "name": "shewhart",
+        "width": 1.5,
+        "warm_up": 3,
+        "cool_down": 2,
+        "floor": 0.015,
+    }
+    """What decides on the event: the default of `topic_shift_score` where this monitor measures it."""
+
     def __init__(self, dim: int, weight: float = 0.35, mean: npt.NDArray[np.float32] | None = None):
         if not 0 < weight <= 1:
             raise ValueError(f"weight must lie in (0, 1], got {weight}")
@@ -49,8 +61,24 @@ class TopicShiftMonitor:
         self.mean = np.zeros(dim, np.float32) if mean is None else np.asarray(mean, np.float32)
         self.lanes = Columns({"recent": Column("float32", (dim,))})
 
-    def measure(self, slots: Slots, embeddings: npt.NDArray[np.float32]) -> Floats:
-        """Score the embeddings `[n, D]` float32 of the lanes at `slots` `[n]`, and take them in."""
+    @property
+    def settings(self) -> str:
+        """The rule's numbers: under others a lane starts afresh."""
+        return f"{self.weight}"
+
+    def measure(
+        self,
+        slots: Slots,
+        embeddings: npt.NDArray[np.float32],
+        tokens: Any = None,
+        offsets: Any = None,
+        edges: Any = None,
+    ) -> Floats:
+        """Score the embeddings `[n, D]` float32 of the lanes at `slots` `[n]`, and take them in.
+
+        `tokens`, `offsets` and `edges` are what `TrainedTopicShiftMonitor.measure` reads besides; here they are not
+        looked at.
+        """
         scores = np.empty(len(slots), np.float64)
         if len(slots):
             recent = cast("npt.NDArray[np.float32]", self.lanes["recent"])

@@ -9,16 +9,17 @@ from typing import cast
 
 import torch
 
-from memory.backbones import HF, HFBackbone, load_backbone
+from memory.backbones import HF, Backbone, HFBackbone, load_backbone
 from memory.errors import ConfigurationError
 from memory.projections import Projections
 from memory.rule import Mode
 from memory.state_pool import LaneRecord
 from memory.writers import AttachedWriter, ProjectedWriter, Writer
-from monitors.detectors import parse_detector
+from monitors.detectors import Detector, parse_detector
 from monitors.forgetting import NullModel
 from monitors.policies import load_policy
-from stream.config import RunSettings
+from monitors.topic_monitors import topic_monitor_for
+from stream.config import BY_BACKBONE, RunSettings
 from stream.engine import Engine
 from stream.tape import TapeHead
 
@@ -107,7 +108,7 @@ def build_engine(
         )
     return Engine(
         writer,
-        detectors={signal: parse_detector(detector) for signal, detector in settings.detectors.items()},
+        detectors=parse_detectors(settings, writer.backbone),
         policy=policy,
         layers=chosen_layers(settings.monitor_layers, writer.layers),
         every=settings.measure_every,
@@ -115,6 +116,20 @@ def build_engine(
         max_bytes=settings.pool_bytes,
         fetch=fetch,
     )
+
+
+def parse_detectors(settings: RunSettings, backbone: Backbone) -> dict[str, Detector]:
+    """Return signal → detector, the topic monitor's own where the backbone is to say.
+
+    Examples
+    --------
+    >>> parse_detectors(RunSettings(), load_backbone("hashing"))["topic_shift_score"].name
+    'shewhart'
+    """
+    given = dict(settings.detectors)
+    if given.get("topic_shift_score") == BY_BACKBONE:
+        given["topic_shift_score"] = topic_monitor_for(backbone).detector
+    return {signal: parse_detector(detector) for signal, detector in given.items()}
 
 
 def build_writer(settings: RunSettings, device: torch.device) -> Writer:

@@ -29,7 +29,7 @@ from monitors.observations import SIGNALS, Flags, Floats, Observations
 from monitors.policies.policy import Actions, Policy
 from monitors.retrieval_error import Retrieval, RetrievalErrorMonitor
 from monitors.state_norm import StateNormMonitor
-from monitors.topic_shift import TopicShiftMonitor
+from monitors.topic_monitors import topic_monitor_for
 from stream.event import Event
 
 ALARM_NAMES = {"topic_shift_score": "topic_shift"}
@@ -130,7 +130,8 @@ class Engine:
         heads, rank = len(self._heads), writer.rank
         self.norm = StateNormMonitor(heads, rank, every=every, row_gates=writer.row_gates)
         self.retrieval = RetrievalErrorMonitor(heads, rank, every=every)
-        self.topic = TopicShiftMonitor(self.backbone.dim, mean=self.backbone.mean)
+        self.topic = topic_monitor_for(self.backbone)
+        writer.wants_edges = self.topic.wants_edges
         self.detector_lanes = {signal: detector.new_lanes() for signal, detector in self.detectors.items()}
         self.policy_lanes = policy.new_lanes()
         self.counts = Columns({"events": Column("int64"), "tokens": Column("int64")})
@@ -160,7 +161,7 @@ class Engine:
             ("last", "", self.last),
             ("norm", "", self.norm.lanes),
             ("probes", "", self.retrieval.lanes),
-            ("topic", f"{self.topic.weight}", self.topic.lanes),
+            ("topic", self.topic.settings, self.topic.lanes),
             ("policy", self.policy.model_dump_json(), self.policy_lanes),
         ]
         if self.writer.lanes is not None:
@@ -187,15 +188,17 @@ class Engine:
             by_name = dict(zip(names, self.pool.acquire(names).tolist(), strict=True))
             slots = np.fromiter((by_name[event.stream] for event in events), np.int64, n)
         for index in _rounds(slots):
-            self._round(index, slots[index], batch, outcome, stages)
+            self._round(index, slots[index], [ids[event] for event in index], batch, outcome, stages)
         outcome.nonfinite += batch.nonfinite
         if self.writer.keeps_rows:
             with stages("tape"):
                 outcome.rows = batch.rows()
         return outcome
 
-    def _round(self, index: Slots, slots: Slots, batch: Batch, outcome: Outcome, stages: Stages) -> None:
-        """Advance lanes by one event each: the events at `index` `[n]`, on the lanes at `slots` `[n]`."""
+    def _round(
+        self, index: Slots, slots: Slots, ids: Sequence[Ids], batch: Batch, outcome: Outcome, stages: Stages
+    ) -> None:
+        """Advance lanes by one event each: those at `index` `[n]`, of tokens `ids`, on the lanes at `slots` `[n]`."""
         states, rows = self.pool.states, slots
         turn = self.counts["events"][slots]
         written = batch.advance(states, slots, index, turn)
@@ -204,6 +207,7 @@ class Engine:
                 states, rows = states[torch.from_numpy(slots).to(states.device)][:, self.layers], np.arange(len(slots))
                 written = written.heads(self._heads)
             signals, probes = self._measure(states.flatten(1, 2), slots, rows, written, turn)
+            signals["topic_shift_score"] = self._topic_shift(slots, ids, written)
             outcome.probes.append(probes)
         observations = Observations(slots, signals)
         with stages("detectors"):
@@ -240,14 +244,14 @@ class Engine:
             "write_error": error,
             "retrieval_error": probes.error,
             "retrieval_lift": probes.lift,
-            "topic_shift_score": self._topic_shift(slots, written),
         }
         return signals, probes
 
-    def _topic_shift(self, slots: Slots, written: Written) -> Floats:
+    def _topic_shift(self, slots: Slots, ids: Sequence[Ids], written: Written) -> Floats:
         if written.topic_shift_score is not None:  # on a tape: it depends on no policy
             return written.topic_shift_score
-        return self.topic.measure(slots, written.embedding)
+        offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in ids])])
+        return self.topic.measure(slots, written.embedding, np.concatenate(ids), offsets, written.edges)
 
     def _act(self, slots: Slots, index: Slots, actions: Actions, batch: Batch) -> None:
         """Scale what the lanes held before this event, and keep what the event itself wrote: see `Batch.alone`."""

@@ -19,9 +19,8 @@ from memory.projections import Projections
 from memory.state_pool import LaneRecord
 from memory.threads import set_threads, threads
 from memory.writers import ProjectedWriter
-from monitors.detectors import parse_detector
 from monitors.policies import ActionKind, DecayOnShiftPolicy, DecayPolicy, NoPolicy, Policy, ResetOnShiftPolicy
-from stream.assembly import build_engine, rule_of
+from stream.assembly import build_engine, parse_detectors, rule_of
 from stream.batch import Batcher, Prepared
 from stream.config import DETECTORS, RunSettings
 from stream.dead_letters import DeadLetter
@@ -205,7 +204,7 @@ def engine_with(policy: Policy, settings: RunSettings, backbone: Backbone | None
     projections = Projections(
         backbone.dim, 1, rule.rank, beta=rule.beta, gain=settings.gate_gain, lam=settings.lam, seed=settings.seed
     )
-    detectors = {signal: parse_detector(detector) for signal, detector in settings.detectors.items()}
+    detectors = parse_detectors(settings, backbone)
     writer = ProjectedWriter(backbone, projections, mode=rule.mode, write=rule.write)
     return Engine(writer, detectors=detectors, policy=policy)
 
@@ -387,7 +386,7 @@ def test_each_signal_is_what_its_definition_gives(events: list[Event]) -> None:
     ids = ids_of(engine.backbone, ours)
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])])
     embeddings = engine.backbone.encode(np.concatenate(ids), offsets, want_hidden=False).embedding
-    projected = engine.writer.project(embeddings)
+    projected = engine.writer.project(embeddings)  # type: ignore[attr-defined]
     keys, values = (part[:, 0].double().numpy() for part in (projected.k, projected.v))
     vectors = embeddings.double().numpy()
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

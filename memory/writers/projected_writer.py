@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from memory.projections import Projected, Projections
 from memory.reach import largest_by_event, write_reach
 from memory.scan_forms import ScanResult, scan
 from memory.stages import Stages
+from memory.token_edges import token_edges
 from memory.writers.writer import Batch, Rows, Writer, Written
 
 
@@ -82,16 +84,20 @@ class ProjectedWriter(Writer):
         lengths = np.fromiter((len(row) for row in ids), np.int64, len(ids))
         with stages("backbone"):
             offsets = np.concatenate([[0], np.cumsum(lengths)])
-            encoded = self.backbone.encode(np.concatenate(ids), offsets, want_hidden=self.write == "token")
+            wants_hidden = self.write == "token" or self.wants_edges
+            encoded = self.backbone.encode(np.concatenate(ids), offsets, want_hidden=wants_hidden)
         with stages("projection"):
             embeddings = encoded.embedding.cpu().numpy()
             embeddings[lengths == 0] = np.nan  # of no tokens there is no embedding, whatever a model makes of them
-            if encoded.hidden is not None:
-                rows, bounds = encoded.hidden, offsets
+            edges = None
+            if self.wants_edges:
+                edges = token_edges(cast(Tensor, encoded.hidden).cpu().numpy(), offsets)
+            if self.write == "token":
+                rows, bounds = cast(Tensor, encoded.hidden), offsets
             else:  # one row an event; an event without tokens has nothing to write
                 some = torch.from_numpy(lengths > 0).to(encoded.embedding.device)
                 rows, bounds = encoded.embedding[some], np.concatenate([[0], np.cumsum(lengths > 0)])
-            return ProjectedBatch(self.mode, embeddings, rows, self.project(rows), bounds, stages)
+            return ProjectedBatch(self.mode, embeddings, rows, self.project(rows), bounds, stages, edges=edges)
 
 
 class ProjectedBatch(Batch):
@@ -111,6 +117,8 @@ class ProjectedBatch(Batch):
         Where the time goes.
     layers
         L; rows have L · H heads.
+    edges
+        `[n, 3 D]` float32, or None.
     """
 
     def __init__(
@@ -123,8 +131,9 @@ class ProjectedBatch(Batch):
         stages: Stages,
         *,
         layers: int = 1,
+        edges: npt.NDArray[np.float32] | None = None,
     ):
-        self._layers = layers
+        self._layers, self._edges = layers, edges
         self._mode, self._embeddings, self._rows, self._bounds, self._stages = mode, embeddings, rows, bounds, stages
         self._sound: Tensor | None = None  # [M] bool: rows to write; None: all of them
         if not bool(torch.isfinite(hidden.sum() + rows.k.sum() + rows.v.sum())):  # rare: only then look
@@ -152,7 +161,8 @@ class ProjectedBatch(Batch):
         keys, values = self._pairs(index, turn)
         count = self._counts[index]
         error[count == 0] = np.nan
-        return Written(self._embeddings[index], count, error, norms, keys, values, self._reach[index])
+        edges = None if self._edges is None else self._edges[index]
+        return Written(self._embeddings[index], count, error, norms, keys, values, self._reach[index], edges)
 
     def _pairs(self, index: Slots, turn: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float32], ...]:
         count = self._counts[index]

@@ -41,6 +41,8 @@ class Written:
     reach
         `[n, N, 1]` or `[n, N, R]` float32: how large the writes allow the state to become (`memory.reach`); None where
         nothing bounds it.
+    edges
+        `[n, 3 D]` float32: `memory.token_edges` of the hidden states, where they are wanted; else None.
     topic_shift_score
         `[n]` float64 where it is known already, from a tape; else None.
     """
@@ -52,6 +54,7 @@ class Written:
     keys: Vectors
     values: Vectors
     reach: Vectors | None = None
+    edges: Vectors | None = None
     topic_shift_score: npt.NDArray[np.float64] | None = None
 
     def heads(self, chosen: Sequence[int]) -> Written:
@@ -151,6 +154,8 @@ class Writer(ABC):
         What is kept for each lane beside its state, or None.
     keeps_rows
         Whether `Batch.rows` will be asked for.
+    wants_edges
+        Whether `Written.edges` will be asked for. A writer attached to a model gives none.
     """
 
     backbone: Backbone
@@ -160,6 +165,7 @@ class Writer(ABC):
     mode: str
     lanes: LaneState | None = None
     keeps_rows: bool = False
+    wants_edges: bool = False
 
     @property
     @abstractmethod
