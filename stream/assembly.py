@@ -221,6 +221,7 @@ def tape_head(settings: RunSettings, engine: Engine) -> TapeHead:
         rank=writer.rank,
         mode=writer.mode,
         dim=writer.backbone.dim,
+        mean=None if writer.backbone.mean is None else writer.backbone.mean.tolist(),
         own_lam=writer.own_lam,
         row_gates=writer.row_gates,
         watched=engine.layers,

@@ -23,10 +23,12 @@ from memory.lane_state import Column, Columns, LaneState, Slots
 from memory.stages import Stages
 from memory.state_pool import LaneRecord, StatePool
 from memory.threads import torch_threads
-from memory.writers import Batch, Rows, Writer, Written
+from memory.writers import Batch, Rows, Segments, Writer, Written
 from monitors.detectors.detector import Detector
 from monitors.observations import SIGNALS, Flags, Floats, Observations
-from monitors.policies.policy import Actions, Policy
+from monitors.policies.policy import ActionKind, Actions, Policy
+from monitors.policy_runner import Before, PolicyRunner
+from monitors.policy_runner import Written as PolicyRows
 from monitors.retrieval_error import Retrieval, RetrievalErrorMonitor
 from monitors.state_norm import StateNormMonitor
 from monitors.topic_monitors import topic_monitor_for
@@ -123,7 +125,8 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.writer, self.backbone = writer, writer.backbone
-        self.policy, self.detectors = policy, dict(detectors)
+        self.policy = policy.fitted(writer.layers * writer.heads, writer.rank)
+        self.detectors = dict(detectors)
         self.layers, self.every = None if layers is None else list(layers), every
         watched = range(writer.layers) if layers is None else layers
         self._heads = [layer * writer.heads + head for layer in watched for head in range(writer.heads)]
@@ -133,7 +136,15 @@ class Engine:
         self.topic = topic_monitor_for(self.backbone)
         writer.wants_edges = self.topic.wants_edges
         self.detector_lanes = {signal: detector.new_lanes() for signal, detector in self.detectors.items()}
-        self.policy_lanes = policy.new_lanes()
+        self.runner = PolicyRunner(
+            self.policy,
+            heads=writer.layers * writer.heads,
+            rank=rank,
+            dim=self.backbone.dim,
+            mode=writer.mode,
+            mean=self.backbone.mean,
+            device=device,
+        )
         self.counts = Columns({"events": Column("int64"), "tokens": Column("int64")})
         self.last = Columns(
             {
@@ -162,7 +173,7 @@ class Engine:
             ("norm", "", self.norm.lanes),
             ("probes", "", self.retrieval.lanes),
             ("topic", self.topic.settings, self.topic.lanes),
-            ("policy", self.policy.model_dump_json(), self.policy_lanes),
+            *((name, self.policy.model_dump_json(), lanes) for name, lanes in self.runner.beside.items()),
         ]
         if self.writer.lanes is not None:
             parts.append(("writer", "", self.writer.lanes))
@@ -201,7 +212,7 @@ class Engine:
         """Advance lanes by one event each: those at `index` `[n]`, of tokens `ids`, on the lanes at `slots` `[n]`."""
         states, rows = self.pool.states, slots
         turn = self.counts["events"][slots]
-        written = batch.advance(states, slots, index, turn)
+        written, segments, before = self._advance(slots, index, batch, stages)
         with stages("signals"):
             if self.layers is not None:
                 states, rows = states[torch.from_numpy(slots).to(states.device)][:, self.layers], np.arange(len(slots))
@@ -218,8 +229,8 @@ class Engine:
             observations.alarms["non_finite"] = sick
             outcome.nonfinite += int(sick.sum())
         with stages("policy"):
-            actions = self.policy.decide(self.policy_lanes, observations)
-            self._act(slots, index, actions, batch)
+            actions = self.runner.after(self.pool.states.flatten(1, 2), slots, segments, before, observations)
+            self._acted(slots, actions)
         seq = self._number(slots, outcome.tokens[index])
         self._show(slots, seq, observations, actions)
         outcome.take(index, seq, observations, actions)
@@ -253,22 +264,34 @@ class Engine:
         offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in ids])])
         return self.topic.measure(slots, written.embedding, np.concatenate(ids), offsets, written.edges)
 
-    def _act(self, slots: Slots, index: Slots, actions: Actions, batch: Batch) -> None:
-        """Scale what the lanes held before this event, and keep what the event itself wrote: see `Batch.alone`."""
-        acting = np.flatnonzero(actions.factor != 1)
-        if not len(acting):
-            return
-        states, alone = self.pool.states, batch.alone(index[acting])
-        at = torch.from_numpy(slots[acting]).to(states.device)
-        factor = torch.from_numpy(actions.factor[acting].astype(np.float32)).to(states.device)[
-            :, None, None, None, None
-        ]
-        reset = slots[actions.factor == 0]
-        self.norm.start_over(reset)  # of a new state the old one's direction says nothing
-        self.retrieval.expire(slots[acting])
+    def _advance(self, slots: Slots, index: Slots, batch: Batch, stages: Stages) -> tuple[Written, PolicyRows, Before]:
+        """Write the events; return also what the policy asked of the states before."""
+        pool, flat = self.pool.states, self.pool.states.flatten(1, 2)
+        turn = self.counts["events"][slots]
+        if batch.known_before:
+            rows = _rows_of(batch.segments(index))
+            with stages("policy"):
+                before = self.runner.before(flat, slots, rows, batch.embeddings(index))
+            return batch.advance(pool, slots, index, turn), rows, before
+        at = torch.from_numpy(slots).to(pool.device)
+        old = flat[at]
+        written = batch.advance(pool, slots, index, turn)
+        rows = _rows_of(batch.segments(index))
+        new = flat[at]
+        flat[at] = old  # what is written is known only now: ask the states as they were
+        with stages("policy"):
+            before = self.runner.before(flat, slots, rows, written.embedding)
+        flat[at] = new
+        return written, rows, before
+
+    def _acted(self, slots: Slots, actions: Actions) -> None:
+        """Have the monitors look anew at lanes whose states were changed under them."""
+        kinds = actions.kind
+        reset, restored = slots[kinds == ActionKind.RESET], slots[kinds == ActionKind.RESTORE]
+        self.norm.start_over(reset)  # of another state the old one's direction says nothing
+        self.norm.start_over(restored)
+        self.retrieval.expire(slots[(kinds == ActionKind.DECAY) | (kinds == ActionKind.RESTORE)])
         self.retrieval.expire(reset, reset=True)
-        # A reset forgets even what is not finite: 0 · NaN would not.
-        states[at] = torch.where(factor == 0, alone, factor * states[at] + (1 - factor) * alone)
 
     def heads_of(self, slot: int) -> list[dict[str, float]]:
         """Return what is known of each head that is watched, as of its lane's last event or look."""
@@ -326,6 +349,11 @@ def _rounds(slots: Slots) -> Iterator[Slots]:
     turn[order] = place - np.maximum.accumulate(np.where(begins, place, 0))
     for number in range(int(turn.max()) + 1):
         yield np.flatnonzero(turn == number)
+
+
+def _rows_of(segments: Segments) -> PolicyRows:
+    rows = segments.rows
+    return PolicyRows(segments.index, segments.bounds, rows.q, rows.k, rows.v, rows.beta, rows.lam, segments.mask)
 
 
 def _digest(text: str) -> str:

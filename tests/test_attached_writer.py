@@ -19,10 +19,10 @@ from memory.backbones.hf_backbone import HFBackbone
 from memory.deltamem import attach
 from memory.deltamem.adapter_io import SAFETENSORS_FILE
 from memory.errors import ConfigurationError
-from memory.stages import Stages
+from memory.scan_forms import scan
 from memory.threads import set_threads, threads
 from memory.writers import AttachedWriter
-from monitors.policies import ActionKind
+from monitors.policies import ActionKind, ScheduledResetPolicy
 from stream.assembly import build_engine, chosen_layers
 from stream.config import RunSettings
 from stream.engine import Engine, Outcome
@@ -170,23 +170,41 @@ def test_an_event_longer_than_a_window_runs_in_several(folders: dict[str, Path])
 
 @pytest.mark.parametrize("kind", ["token", "message", "outside"])
 def test_a_reset_keeps_what_the_event_itself_wrote(folders: dict[str, Path], kind: str) -> None:
-    engine = engine_of(folders, kind, policy="none")
-    events = [event for event in talk(12) if event.stream == "s1" and event.tokens]
-    feed(engine, events, 1)
-    ids = ids_of(events[-1:])
-    batch = engine.writer.begin(ids, Stages())
-    slots, first = np.array([engine.pool.slots()["s1"]]), np.array([0])
-    batch.advance(engine.pool.states, slots, first, turn=first)
-    alone = batch.alone(first)
-    assert alone.shape == (1, *engine.pool.shape)
-    assert bool(alone.any())
-    if kind == "message":  # one write on zeros: β v kᵀ, whatever was there before
-        assert float(torch.linalg.matrix_rank(alone[0, 0, 0])) == 1
-    one_layer = engine_of(folders, kind)
-    batch = one_layer.writer.begin(ids, Stages())
-    states = torch.zeros(1, *engine.pool.shape)
-    batch.advance(states, first, first, turn=first)
-    assert float((batch.alone(first) - states).abs().max()) < 1e-6, "on zeros, alone is what was written"
+    """Resets come every other event: the state is then what that event's own rows make of zeros."""
+    policy = ScheduledResetPolicy(every=2)
+    settings = {"backbone": f"hf:{folders['model']}", "adapter": folders[kind], "pool_bytes": 1 << 22}
+    engine = build_engine(RunSettings(**settings))
+    engine = Engine(engine.writer, detectors={}, policy=policy)
+    engine.writer.keeps_rows = True
+    events = [event for event in talk(40) if event.stream == "s1" and event.tokens]
+    resets = 0
+    for event in events:
+        outcome = feed(engine, [event], 1)[0]
+        if outcome.actions.kind[0] == ActionKind.RESET:
+            rows = outcome.rows
+            assert rows is not None
+            k, v, beta = (torch.from_numpy(part) for part in (rows.keys, rows.values, rows.beta))
+            lam = None if rows.lam is None else torch.from_numpy(rows.lam)
+            alone = torch.zeros(1, *k.shape[1:], k.shape[2])
+            lane = torch.tensor([0])
+            scan(alone, lane, lane, torch.tensor([0, len(k)]), k, k, v, beta, lam, mode=engine.writer.mode)
+            assert torch.equal(engine.pool.states[0].flatten(0, 1), alone[0])
+            if kind == "message":  # one write: β v kᵀ
+                assert float(torch.linalg.matrix_rank(alone[0, 0])) == 1
+            resets += 1
+    assert resets > 2
+
+
+@pytest.mark.parametrize("policy", ["auto", "archive", "adaptive_gates", "freeze_on_anomaly", "norm_cap"])
+def test_every_policy_runs_on_an_attached_model_the_same_whatever_the_cut(
+    folders: dict[str, Path], policy: str
+) -> None:
+    events = talk(28)
+    engine = engine_of(folders, "heads", policy=policy)
+    expected, expected_lanes = rows(feed(engine, events, len(events))), lanes(engine)
+    other = engine_of(folders, "heads", policy=policy)
+    assert rows(feed(other, events, 5)) == expected
+    assert lanes(other) == expected_lanes
 
 
 def test_signals_come_from_the_layers_that_were_asked_for(folders: dict[str, Path]) -> None:

@@ -20,12 +20,12 @@ from memory.deltamem import Attachment, attach
 from memory.deltamem.adapter_io import read_config, read_tensors
 from memory.errors import ConfigurationError
 from memory.lane_state import Column, Columns, Slots
+from memory.projections import Projected
 from memory.reach import largest_by_event, write_reach
 from memory.rule import Mode
-from memory.scan_forms import scan
 from memory.stages import Stages
 from memory.threads import threads, torch_threads
-from memory.writers.writer import Batch, Rows, Writer, Written
+from memory.writers.writer import Batch, Rows, Segments, Writer, Written
 
 Places = npt.NDArray[np.int64]
 
@@ -143,10 +143,13 @@ class AttachedBatch(Batch):
         As `AttachedWriter.begin` gets them.
     """
 
+    known_before = False
+
     def __init__(self, writer: AttachedWriter, ids: Sequence[Ids], stages: Stages):
         self._writer, self._ids, self._stages = writer, ids, stages
         self._pieces: list[Piece] = []  # of the events advanced last
         self._taken: dict[int, list[npt.NDArray[np.float32]]] = {}  # event → k, v, β, λ, embedding
+        self._undone: set[int] = set()  # events that were kept out
         self._keep = writer.keeps_rows
 
     def advance(self, states: Tensor, slots: Slots, index: Slots, turn: npt.NDArray[np.int64]) -> Written:
@@ -158,6 +161,7 @@ class AttachedBatch(Batch):
             embedding = self._run(states, slots, index)
         with self._stages("signals"):
             undone = self._undo_nonfinite(states, at, before)
+            self._undone = set(index[undone].tolist())
             if self._keep:
                 self._take(index, embedding, undone)
             return self._summarise(states[at], index, turn, embedding, undone)
@@ -316,29 +320,27 @@ class AttachedBatch(Batch):
         bounds = np.concatenate([[0], np.cumsum([len(rows[0]) for rows in taken])]).astype(np.int64)
         return Rows(bounds, keys, values, beta, own, np.stack([rows[4] for rows in taken]))
 
-    def alone(self, index: Slots) -> Tensor:
-        """Scan what the events wrote on zeros.
+    def segments(self, index: Slots) -> Segments:
+        """Return what the events wrote.
 
-        What upper layers write depends on what lower ones read from the stream's own state: of those writes this takes
-        what they were, not what they would have been beside an empty memory.
+        What upper layers write depends on what lower ones read from the stream's own state: written to another state,
+        these rows are what they were, not what they would have been there.
         """
         writer = self._writer
-        parts = [
-            (piece, piece.rows[event]) for event in index.tolist() for piece in self._pieces if event in piece.rows
-        ]
-        lengths = [sum(len(p.rows[event]) for p in self._pieces if event in p.rows) for event in index.tolist()]
-        states = torch.zeros(
-            len(index), writer.layers * writer.heads, writer.rank, writer.rank, device=writer.memory.device
+        parts = [[(p, p.rows[event]) for p in self._pieces if event in p.rows] for event in index.tolist()]
+        empty = torch.zeros(0, writer.layers * writer.heads, writer.rank, device=writer.memory.device)
+        k, v, beta, lam = (
+            torch.cat([empty, *(getattr(p, name)[rows] for own in parts for p, rows in own)])
+            for name in ("k", "v", "beta", "lam")
         )
-        if parts:
-            k, v, beta, lam = (
-                torch.cat([getattr(p, name)[rows] for p, rows in parts]) for name in ("k", "v", "beta", "lam")
-            )
-            offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-            lanes = torch.arange(len(index))
-            own = lam if writer.own_lam else None
-            scan(states, lanes, lanes, offsets, k, k, v, beta, own, mode=writer.mode, want_reads=False)
-        return states.view(len(index), writer.layers, writer.heads, writer.rank, writer.rank)
+        bounds = np.concatenate([[0], np.cumsum([sum(len(rows) for _, rows in own) for own in parts])]).astype(np.int64)
+        undone = (
+            None
+            if not self._undone
+            else np.repeat([event in self._undone for event in index.tolist()], np.diff(bounds))
+        )
+        mask = None if undone is None else torch.from_numpy(~undone).to(empty.device)
+        return Segments(np.arange(len(index)), bounds, Projected(k, k, v, beta, lam if writer.own_lam else None), mask)
 
 
 def _groups(parts: Sequence[Ids], contexts: Sequence[Ids]) -> Iterator[Slots]:

@@ -17,7 +17,7 @@ from memory.reach import largest_by_event, write_reach
 from memory.scan_forms import ScanResult, scan
 from memory.stages import Stages
 from memory.token_edges import token_edges
-from memory.writers.writer import Batch, Rows, Writer, Written
+from memory.writers.writer import Batch, Rows, Segments, Writer, Written
 
 
 class ProjectedWriter(Writer):
@@ -42,8 +42,6 @@ class ProjectedWriter(Writer):
     >>> written = batch.advance(states, lane, np.array([0]), turn=np.array([2]))
     >>> written.count.tolist(), written.keys.shape
     ([3], (1, 1, 4))
-    >>> torch.equal(batch.alone(np.array([0])), states)  # it was written to zeros
-    True
     """
 
     layers = 1
@@ -115,8 +113,6 @@ class ProjectedBatch(Batch):
         `[n + 1]` int64: event i writes the rows `bounds[i]:bounds[i + 1]`.
     stages
         Where the time goes.
-    layers
-        L; rows have L · H heads.
     edges
         `[n, 3 D]` float32, or None.
     """
@@ -130,10 +126,9 @@ class ProjectedBatch(Batch):
         bounds: npt.NDArray[np.int64],
         stages: Stages,
         *,
-        layers: int = 1,
         edges: npt.NDArray[np.float32] | None = None,
     ):
-        self._layers, self._edges = layers, edges
+        self._edges = edges
         self._mode, self._embeddings, self._rows, self._bounds, self._stages = mode, embeddings, rows, bounds, stages
         self._sound: Tensor | None = None  # [M] bool: rows to write; None: all of them
         if not bool(torch.isfinite(hidden.sum() + rows.k.sum() + rows.v.sum())):  # rare: only then look
@@ -174,12 +169,13 @@ class ProjectedBatch(Batch):
         pairs[0, wrote], pairs[1, wrote] = self._keys[row[wrote]], self._values[row[wrote]]
         return pairs[0], pairs[1]
 
-    def alone(self, index: Slots) -> Tensor:
-        """Scan the events' rows on zeros."""
-        shape = (len(index), self._rows.k.shape[1], self._rows.k.shape[2], self._rows.k.shape[2])
-        states = torch.zeros(shape, device=self._rows.k.device)
-        self._scan(states, np.arange(len(index)), index)
-        return states.view(len(index), self._layers, -1, *states.shape[2:])
+    def embeddings(self, index: Slots) -> npt.NDArray[np.float32]:
+        """Return the events' embeddings."""
+        return self._embeddings[index]
+
+    def segments(self, index: Slots) -> Segments:
+        """Return the rows of the whole batch, and where the events' are."""
+        return Segments(index, self._bounds, self._rows, self._sound)
 
     def rows(self) -> Rows:
         """Return the rows without non-finite numbers."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from memory.backbones.backbone import Backbone, Ids
 from memory.lane_state import LaneState, Slots
+from memory.projections import Projected
 from memory.stages import Stages
 
 Vectors = npt.NDArray[np.float32]
@@ -96,6 +97,28 @@ class Rows:
     embedding: Vectors
 
 
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """What n events write, on the states' device.
+
+    Attributes
+    ----------
+    index
+        `[n]` int64: each event's segment.
+    bounds
+        `[G + 1]` int64: segment g is the rows `bounds[g]:bounds[g + 1]`.
+    rows
+        M rows of q, k, v and gates, of N = L · H heads.
+    mask
+        `[M]` bool: rows that are not written where False; None: all are.
+    """
+
+    index: Slots
+    bounds: npt.NDArray[np.int64]
+    rows: Projected
+    mask: Tensor | None
+
+
 class Batch(ABC):
     """One micro-batch on its way into the states.
 
@@ -103,9 +126,12 @@ class Batch(ABC):
     ----------
     nonfinite
         Non-finite numbers met so far, and kept out of the states.
+    known_before
+        Whether what an event writes is known before it is advanced.
     """
 
     nonfinite: int = 0
+    known_before: bool = True
 
     @abstractmethod
     def advance(self, states: Tensor, slots: Slots, index: Slots, turn: npt.NDArray[np.int64]) -> Written:
@@ -123,12 +149,15 @@ class Batch(ABC):
             `[n]` int64: which of its writes an event shows as its pair, modulo their number.
         """
 
-    @abstractmethod
-    def alone(self, index: Slots) -> Tensor:
-        """Return what events that were just advanced would have made of zero states, `[n, L, H, R, R]` float32.
+    def embeddings(self, index: Slots) -> Vectors:
+        """Return the events' embeddings, `[n, D]` float32, where they are known before."""
+        raise NotImplementedError("known only once the events are advanced")
 
-        The rule is affine in the state: with S' an event's write on S, and S∅ its write on zeros, its write on f · S
-        is f · S' + (1 − f) · S∅.
+    @abstractmethod
+    def segments(self, index: Slots) -> Segments:
+        """Return what the events at `index` `[n]` write, to be written elsewhere too: to zeros, or to filed states.
+
+        Where keys and values depend on the states (`known_before` is False), of events that were just advanced.
         """
 
     @abstractmethod

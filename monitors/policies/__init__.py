@@ -11,13 +11,21 @@ from pydantic import Field
 
 from memory.errors import ConfigurationError
 from monitors.detectors.slips import likely_slip, read_settings
+from monitors.policies.adaptive_gates import AdaptiveGatesPolicy
+from monitors.policies.archive import ArchivePolicy
+from monitors.policies.auto import AutoPolicy
+from monitors.policies.bank_observations import BankObservations
 from monitors.policies.decay import DecayPolicy
 from monitors.policies.decay_on_shift import DecayOnShiftPolicy
+from monitors.policies.freeze_on_anomaly import FreezeOnAnomalyPolicy
 from monitors.policies.guard import ActionGuard
 from monitors.policies.none import NoPolicy
+from monitors.policies.norm_cap import NormCapPolicy
 from monitors.policies.on_alarm import ALARMS, OnAlarm
-from monitors.policies.policy import ActionKind, Actions, Policy
+from monitors.policies.policy import ActionKind, Actions, Moves, Policy
 from monitors.policies.reset_on_shift import ResetOnShiftPolicy
+from monitors.policies.scheduled_reset import ScheduledResetPolicy
+from monitors.policies.topic_belief import TopicBelief
 from monitors.policies.yaml_file import read_yaml
 
 __all__ = [
@@ -26,29 +34,53 @@ __all__ = [
     "ActionGuard",
     "ActionKind",
     "Actions",
+    "AdaptiveGatesPolicy",
     "AnyPolicy",
+    "ArchivePolicy",
+    "AutoPolicy",
+    "BankObservations",
     "DecayOnShiftPolicy",
     "DecayPolicy",
+    "FreezeOnAnomalyPolicy",
+    "Moves",
     "NoPolicy",
+    "NormCapPolicy",
     "OnAlarm",
     "Policy",
     "ResetOnShiftPolicy",
+    "ScheduledResetPolicy",
+    "TopicBelief",
     "load_policy",
     "policy_to_yaml",
     "read_yaml",
 ]
 
 AnyPolicy = Annotated[
-    DecayOnShiftPolicy | DecayPolicy | NoPolicy | ResetOnShiftPolicy,
+    AdaptiveGatesPolicy
+    | ArchivePolicy
+    | AutoPolicy
+    | DecayOnShiftPolicy
+    | DecayPolicy
+    | FreezeOnAnomalyPolicy
+    | NoPolicy
+    | NormCapPolicy
+    | ResetOnShiftPolicy
+    | ScheduledResetPolicy,
     Field(discriminator="policy"),
 ]
 """A field of a pydantic model that holds some policy's settings, told apart by `policy`."""
 
 POLICIES: dict[str, type[Policy]] = {
+    "adaptive_gates": AdaptiveGatesPolicy,
+    "archive": ArchivePolicy,
+    "auto": AutoPolicy,
     "decay": DecayPolicy,
     "decay_on_shift": DecayOnShiftPolicy,
+    "freeze_on_anomaly": FreezeOnAnomalyPolicy,
     "none": NoPolicy,
+    "norm_cap": NormCapPolicy,
     "reset_on_shift": ResetOnShiftPolicy,
+    "scheduled_reset": ScheduledResetPolicy,
 }
 """The policies by the name that settings and the command line use."""
 
@@ -77,8 +109,9 @@ def load_policy(name_or_path: str) -> Policy:
     >>> load_policy("reset-on-shift")
     Traceback (most recent call last):
     ...
-    memory.errors.ConfigurationError: expected a policy (decay, decay_on_shift, none, reset_on_shift) or a YAML file,
-    got 'reset-on-shift'; did you mean 'reset_on_shift'?
+    memory.errors.ConfigurationError: expected a policy (adaptive_gates, archive, auto, decay, decay_on_shift,
+    freeze_on_anomaly, none, norm_cap, reset_on_shift, scheduled_reset) or a YAML file, got 'reset-on-shift';
+    did you mean 'reset_on_shift'?
     """
     if name_or_path in POLICIES:
         return POLICIES[name_or_path]()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from memory.lane_state import Column, Columns
-from monitors.observations import Floats, Observations
+from monitors.observations import Flags, Floats, Observations
 
 
 class ActionKind(IntEnum):
@@ -30,6 +31,32 @@ class ActionKind(IntEnum):
 
 
 @dataclass(slots=True)
+class Moves:
+    """What happens to the states of n lanes that have W each, called ways.
+
+    Attributes
+    ----------
+    restart
+        `[n]` bool: the newcomer begins again from zero, before this event is written.
+    branch
+        `[n]` int64: the way whose state is copied to the way after the newcomer, before this event is written; −1:
+        none.
+    write
+        `[n, W]` bool: the ways that this event is written into.
+    put
+        `[n]` int64: the way under which the newcomer is filed after the write, in the place of what is there; −1: none.
+    live
+        `[n]` int64: the way that is the lane's own state from now on.
+    """
+
+    restart: Flags
+    branch: npt.NDArray[np.int64]
+    write: Flags
+    put: npt.NDArray[np.int64]
+    live: npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
 class Actions:
     """One action for each of `n` lanes.
 
@@ -38,14 +65,21 @@ class Actions:
     kind
         `[n]` int8, an `ActionKind`.
     factor
-        `[n]` float64: what `DECAY` multiplies by what the lane held before this segment; 1 for `KEEP`, 0 for `RESET`.
+        `[n]` float64: what `DECAY` multiplies by what the lane held before this segment; 1 for `KEEP`, 0 for `RESET`,
+        and 1 where `gain` or `moves` say what happens.
     reason
         Why, one text for each lane; empty for `KEEP`.
+    gain
+        `[n]` float64: the share of this segment's own write that is kept, 0 for `FREEZE`; None: all of it, everywhere.
+    moves
+        What a policy with several states a lane does to them; None for one that has a single state.
     """
 
     kind: npt.NDArray[np.int8]
     factor: Floats
     reason: list[str]
+    gain: Floats | None = None
+    moves: Moves | None = None
 
     @classmethod
     def keep(cls, n: int) -> Actions:
@@ -63,6 +97,26 @@ class Policy(BaseModel, ABC):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    undoes_writes: ClassVar[bool] = False
+    """Whether an action may need the state as it was before the segment, as `gain` does."""
+
+    learns_gates: ClassVar[bool] = False
+    """Whether `decide` looks at each event's key and mistake."""
+
+    @property
+    def ways(self) -> int:
+        """W, the states that each lane has, filed ones and challengers included; 0: only its own."""
+        return 0
+
+    @property
+    def newcomer(self) -> int:
+        """The way that `Moves.restart` and `Moves.put` speak of; the ways after it have no topic of their own."""
+        return self.ways - 1
+
+    def fitted(self, heads: int, rank: int) -> Policy:
+        """Return this policy for states `[H, R, R]`; the same one where it does not matter."""
+        return self
 
     def columns(self) -> dict[str, Column]:
         """Name the columns that `decide` needs; none by default."""

@@ -43,8 +43,8 @@ class TapeHead(BaseModel):
         Of the format.
     layers, heads, rank, mode
         Of the memory.
-    dim
-        D, the width of an embedding.
+    dim, mean
+        D, the width of an embedding; and the `[D]` numbers that are subtracted from it, or None.
     own_lam
         Whether `lam` is on the tape.
     row_gates
@@ -69,6 +69,7 @@ class TapeHead(BaseModel):
     rank: int
     mode: str
     dim: int
+    mean: list[float] | None
     own_lam: bool
     row_gates: bool
     watched: list[int] | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +27,8 @@ class TapedBackbone(Backbone):
     name = "tape"
     vocabulary = None
 
-    def __init__(self, dim: int):
-        self.dim = dim
+    def __init__(self, dim: int, mean: Sequence[float] | None = None):
+        self.dim, self.mean = dim, None if mean is None else np.array(mean, np.float32)
 
     @property
     def fingerprint(self) -> str:
@@ -53,7 +54,7 @@ class TapedWriter(Writer):
     """
 
     def __init__(self, head: TapeHead):
-        self.backbone, self._head = TapedBackbone(head.dim), head
+        self.backbone, self._head = TapedBackbone(head.dim, head.mean), head
         self.layers, self.heads, self.rank, self.mode = head.layers, head.heads, head.rank, head.mode
         self._rows: Rows | None = None
         self._scores: npt.NDArray[np.float64] = np.zeros(0)
@@ -91,15 +92,15 @@ class TapedWriter(Writer):
         lam = None if rows.lam is None else torch.from_numpy(rows.lam.copy())
         return TapedBatch(
             self.mode, rows.embedding, k, Projected(k, k, v, beta, lam), rows.bounds, stages,
-            scores=self._scores, layers=self.layers,
+            scores=self._scores,
         )  # fmt: skip
 
 
 class TapedBatch(ProjectedBatch):
     """A record batch on its way into the states."""
 
-    def __init__(self, *arguments: object, scores: npt.NDArray[np.float64], layers: int):
-        super().__init__(*arguments, layers=layers)  # type: ignore[arg-type]
+    def __init__(self, *arguments: Any, scores: npt.NDArray[np.float64]):
+        super().__init__(*arguments)
         self._scores = scores
 
     def advance(self, states: torch.Tensor, slots: Slots, index: Slots, turn: npt.NDArray[np.int64]) -> Written:
