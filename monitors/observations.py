@@ -15,11 +15,11 @@ Flags = npt.NDArray[np.bool_]
 SIGNALS = (
     "state_norm",
     "stable_rank",
-    "saturation",
     "write_error",
     "retrieval_error",
-    "retrieval_lift",
     "topic_shift_score",
+    "saturation",
+    "retrieval_lift",
 )
 """The signals a detector can be put on, by the names that the output records use."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import structlog
 import torch
 
 from memory.backbones import HF, Backbone, HFBackbone, load_backbone
@@ -22,6 +23,11 @@ from monitors.topic_monitors import topic_monitor_for
 from stream.config import BY_BACKBONE, RunSettings
 from stream.engine import Engine
 from stream.tape import TapeHead
+
+log = structlog.get_logger(__name__)
+
+SLOW_TO_COMPILE = 128
+"""Ranks above this take minutes to compile the first time: 15 s at 128, over 200 s at 256."""
 
 BATCH_TOKENS: Mapping[str, int] = {"hashing": 32768, "minilm": 4096, HF: 4096}
 """Most tokens in a micro-batch: about a second of MiniLM on two cores, so that a stop is quick."""
@@ -40,10 +46,8 @@ class Rule:
 DEFAULTS: Mapping[str, Rule] = {
     "hashing": Rule(rank=32, mode="plain", write="segment", beta=0.5),
     "minilm": Rule(rank=64, mode="plain", write="segment", beta=0.5),
-    HF: Rule(rank=64, mode="plain", write="segment", beta=0.5),
 }
-"""Chosen by measured retention on real conversations: docs/retention.md has the table and the command. A language model
-without an adapter takes MiniLM's, unmeasured; with one, the adapter says."""
+"""Chosen by measured retention on real conversations: docs/retention.md has the table and the command."""
 
 
 def rule_of(settings: RunSettings) -> Rule:
@@ -54,7 +58,8 @@ def rule_of(settings: RunSettings) -> Rule:
     >>> rule_of(RunSettings(backbone="hashing", rank=8))
     Rule(rank=8, mode='plain', write='segment', beta=0.5)
     """
-    default = DEFAULTS[HF if settings.backbone.startswith(HF) else settings.backbone]
+    # A language model without an adapter takes MiniLM's, unmeasured; with one, the adapter says.
+    default = DEFAULTS["minilm" if settings.backbone.startswith(HF) else settings.backbone]
     return Rule(
         settings.rank if settings.rank is not None else default.rank,
         settings.mode if settings.mode is not None else default.mode,
@@ -100,6 +105,10 @@ def build_engine(
     policy = load_policy(settings.policy)
     device = pick_device(settings.device)
     writer = build_writer(settings, device)
+    if writer.rank > SLOW_TO_COMPILE and device.type == "cpu":
+        log.warning(
+            "compiling", rank=writer.rank, hint="the scan is compiled once for each rank; this one takes minutes"
+        )
     lane_bytes = 4 * writer.layers * writer.heads * writer.rank**2
     if settings.pool_bytes < settings.batch_events * lane_bytes:
         raise ConfigurationError(

@@ -235,6 +235,26 @@ class Engine:
         self._show(slots, seq, observations, actions)
         outcome.take(index, seq, observations, actions)
 
+    def _advance(self, slots: Slots, index: Slots, batch: Batch, stages: Stages) -> tuple[Written, PolicyRows, Before]:
+        """Write the events; return also what the policy asked of the states before."""
+        pool, flat = self.pool.states, self.pool.states.flatten(1, 2)
+        turn = self.counts["events"][slots]
+        if batch.known_before:
+            rows = _rows_of(batch.segments(index))
+            with stages("policy"):
+                before = self.runner.before(flat, slots, rows, batch.embeddings(index))
+            return batch.advance(pool, slots, index, turn), rows, before
+        at = torch.from_numpy(slots).to(pool.device)
+        old = flat[at]
+        written = batch.advance(pool, slots, index, turn)
+        rows = _rows_of(batch.segments(index))
+        new = flat[at]
+        flat[at] = old  # what is written is known only now: ask the states as they were
+        with stages("policy"):
+            before = self.runner.before(flat, slots, rows, written.embedding)
+        flat[at] = new
+        return written, rows, before
+
     def _measure(
         self, states: Tensor, slots: Slots, rows: Slots, written: Written, turn: npt.NDArray[np.int64]
     ) -> tuple[dict[str, Floats], Retrieval]:
@@ -263,26 +283,6 @@ class Engine:
             return written.topic_shift_score
         offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in ids])])
         return self.topic.measure(slots, written.embedding, np.concatenate(ids), offsets, written.edges)
-
-    def _advance(self, slots: Slots, index: Slots, batch: Batch, stages: Stages) -> tuple[Written, PolicyRows, Before]:
-        """Write the events; return also what the policy asked of the states before."""
-        pool, flat = self.pool.states, self.pool.states.flatten(1, 2)
-        turn = self.counts["events"][slots]
-        if batch.known_before:
-            rows = _rows_of(batch.segments(index))
-            with stages("policy"):
-                before = self.runner.before(flat, slots, rows, batch.embeddings(index))
-            return batch.advance(pool, slots, index, turn), rows, before
-        at = torch.from_numpy(slots).to(pool.device)
-        old = flat[at]
-        written = batch.advance(pool, slots, index, turn)
-        rows = _rows_of(batch.segments(index))
-        new = flat[at]
-        flat[at] = old  # what is written is known only now: ask the states as they were
-        with stages("policy"):
-            before = self.runner.before(flat, slots, rows, written.embedding)
-        flat[at] = new
-        return written, rows, before
 
     def _acted(self, slots: Slots, actions: Actions) -> None:
         """Have the monitors look anew at lanes whose states were changed under them."""
@@ -319,6 +319,9 @@ class Engine:
         self.retrieval.expire(slots, reset=True)
         if self.writer.lanes is not None:
             self.writer.lanes.clear(slots)
+        if self.runner.filed is not None:  # filed states are of the same history
+            for lanes in self.runner.beside.values():
+                lanes.clear(slots)
 
     def _number(self, slots: Slots, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the events' numbers in their streams, and count them."""

@@ -392,4 +392,4 @@ class TestLivePage:
         assert 'class="line"' in run.stdout
         assert "&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;" in run.stdout
         assert run.stdout.count("<script>") == 1
-        assert len(re.findall(r"<td", run.stdout)) == 9 * len(AWKWARD_NAMES)
+        assert len(re.findall(r"<td", run.stdout)) == 10 * len(AWKWARD_NAMES)

@@ -42,11 +42,11 @@ class TestCatalogue:
         assert ALARMS == (
             "state_norm",
             "stable_rank",
-            "saturation",
             "write_error",
             "retrieval_error",
-            "retrieval_lift",
             "topic_shift",
+            "saturation",
+            "retrieval_lift",
         )
 
     @pytest.mark.parametrize(
