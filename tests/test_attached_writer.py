@@ -27,7 +27,7 @@ from stream.assembly import build_engine, chosen_layers
 from stream.config import RunSettings
 from stream.engine import Engine, Outcome
 from stream.event import Event
-from tests.test_deltamem import VOCABULARY, build, random_adapter
+from tests.test_deltamem import MODELS, VOCABULARY, build, random_adapter
 from tests.test_engine import lanes, rows
 
 STREAMS = 4
@@ -108,6 +108,18 @@ def test_the_same_bits_whatever_the_cut_and_the_threads(
         set_threads(count)
         assert rows(feed(other, events, cut)) == expected
         assert lanes(other) == expected_lanes
+
+
+@pytest.mark.parametrize("architecture", sorted(set(MODELS) - {"qwen3"}))
+def test_every_architecture_gives_the_same_bits_whatever_the_cut(architecture: str, tmp_path: Path) -> None:
+    model = build(architecture)
+    model.save_pretrained(tmp_path / "model")
+    where = {"model": tmp_path / "model", "token": random_adapter(model, tmp_path / "adapter")}
+    events = talk(20)
+    engine, other = (engine_of(where, "token", context="last:24") for _ in range(2))
+    assert rows(feed(engine, events, 20)) == rows(feed(other, events, 3))
+    assert lanes(engine) == lanes(other)
+    assert any(record.state.strip(b"\0") for record in lanes(engine).values())
 
 
 @pytest.mark.parametrize("kind", ["token", "heads", "outside", "message"])
