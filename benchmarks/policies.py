@@ -31,10 +31,11 @@ from benchmarks.report import print_table
 from memory.probes import probe_errors
 from memory.rule import Mode, coefficients
 from memory.threads import torch_threads
+from memory.writers import Segments
 from monitors.detectors import parse_detector
 from monitors.observations import Observations
 from monitors.policies import POLICIES, AdaptiveGatesPolicy, Policy, TopicBelief, load_policy
-from monitors.policy_runner import PolicyRunner, Written
+from monitors.policy_runner import PolicyRunner
 from monitors.topic_shift import TopicShiftMonitor
 
 Floats = npt.NDArray[np.float64]
@@ -132,7 +133,7 @@ def run_policy(streams: Streams, policy: Policy, mode: str, shifts: npt.NDArray[
     for t in range(events):
         key, value = (torch.from_numpy(part[:, t][:, None].copy()) for part in (streams.keys, streams.values))
         assert beta is not None
-        written = Written(slots, bounds, key, key, value, beta, lam)
+        written = Segments(slots, bounds, key, key, value, beta, lam)
         before = runner.before(states, slots, written, streams.embeddings[:, t])
         norm = written.scan(states, slots, mode).state_norm[:, 0].numpy().astype(np.float64)
         alarms = {"topic_shift": shifts[:, t], "non_finite": ~np.isfinite(norm)}

@@ -19,9 +19,10 @@ import torch
 
 from benchmarks.report import print_table
 from memory.threads import set_threads, torch_threads
+from memory.writers import Segments
 from monitors.observations import Observations
 from monitors.policies import POLICIES, AdaptiveGatesPolicy, Policy
-from monitors.policy_runner import PolicyRunner, Written
+from monitors.policy_runner import PolicyRunner
 
 TOPICS, FACTS, VISIT, DIM, WARM_UP = 6, 8, 24, 384, 200
 
@@ -45,7 +46,7 @@ def cost(policy: Policy, rank: int, lanes: int, rounds: int) -> tuple[float, int
         k, v = (torch.from_numpy(part[topic, told][:, None]) for part in (keys, values))
         embedding = centres[topic] + 0.03 * random.standard_normal((lanes, DIM), np.float32)
         alarms = {"topic_shift": (t + phase) % VISIT == 0}
-        written = Written(slots, bounds, k, k, v, beta)
+        written = Segments(slots, bounds, k, k, v, beta)
         start = time.thread_time()
         before = runner.before(states, slots, written, embedding)
         written.scan(states, slots, "plain")

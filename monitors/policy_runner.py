@@ -21,55 +21,11 @@ from torch import Tensor
 from memory.lane_state import LaneState, Slots
 from memory.naive_scan import sum_last
 from memory.predict import prediction_errors
-from memory.scan_forms import ScanResult, scan
+from memory.writers.segments import Segments
 from monitors.filed_states import FiledStates
 from monitors.observations import Floats, Observations
 from monitors.policies.bank_observations import BankObservations
 from monitors.policies.policy import Actions, Moves, Policy
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What n lanes write in one round.
-
-    Attributes
-    ----------
-    index
-        `[n]` int64: which segment each lane writes; several may write the same.
-    bounds
-        `[G + 1]` int64: segment g is the rows `bounds[g]:bounds[g + 1]`.
-    q, k, v, beta, lam
-        `[T, H, R]` float32 (beta and lam also `[T, H, 1]`, lam may be None), as `memory.scan` takes them.
-    mask
-        `[T]` bool: rows that are not written where False; None: all are.
-    """
-
-    index: Slots
-    bounds: npt.NDArray[np.int64]
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    beta: Tensor
-    lam: Tensor | None = None
-    mask: Tensor | None = None
-
-    def scan(self, states: Tensor, slots: Slots, mode: str, lanes: Slots | None = None) -> ScanResult:
-        """Write into the rows `slots` of `states`: of all lanes, or of these `lanes` (indices into `index`)."""
-        index = self.index if lanes is None else self.index[lanes]
-        return scan(
-            states,
-            torch.from_numpy(slots),
-            torch.from_numpy(index),
-            torch.from_numpy(self.bounds),
-            self.q,
-            self.k,
-            self.v,
-            self.beta,
-            self.lam,
-            mode=mode,
-            token_mask=self.mask,
-            want_reads=False,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +79,7 @@ class PolicyRunner:
     >>> runner.resize(1)
     >>> states, lane = torch.zeros(1, 1, 2, 2), np.array([0])
     >>> for row in torch.eye(2)[:, None, None]:
-    ...     written = Written(lane, np.array([0, 1]), row, row, row, torch.ones(1, 1, 1))
+    ...     written = Segments(lane, np.array([0, 1]), row, row, row, torch.ones(1, 1, 1))
     ...     before = runner.before(states, lane, written, np.zeros((1, 3), np.float32))
     ...     _ = written.scan(states, lane, "plain")
     ...     actions = runner.after(states, lane, written, before, Observations(lane, {}))
@@ -156,7 +112,7 @@ class PolicyRunner:
         for part in self.beside.values():
             part.resize(capacity)
 
-    def before(self, states: Tensor, slots: Slots, written: Written, embeddings: npt.NDArray[np.float32]) -> Before:
+    def before(self, states: Tensor, slots: Slots, written: Segments, embeddings: npt.NDArray[np.float32]) -> Before:
         """Ask what must be asked before the events are written.
 
         Parameters
@@ -190,7 +146,7 @@ class PolicyRunner:
         return Before(self._copy(states, slots), errors, filed.likeness(slots, centred), centred)
 
     def after(
-        self, states: Tensor, slots: Slots, written: Written, before: Before, observations: Observations
+        self, states: Tensor, slots: Slots, written: Segments, before: Before, observations: Observations
     ) -> Actions:
         """Decide, and act on what the events left in `states`.
 
@@ -227,7 +183,7 @@ class PolicyRunner:
     def _copy(self, states: Tensor, slots: Slots) -> Tensor:
         return states[torch.from_numpy(slots).to(states.device)]
 
-    def _scale(self, states: Tensor, slots: Slots, written: Written, before: Before, actions: Actions) -> None:
+    def _scale(self, states: Tensor, slots: Slots, written: Segments, before: Before, actions: Actions) -> None:
         """Scale what the lanes held before this event, or take back what the event wrote.
 
         The rule is affine in the state, so with S∅ the state that the event alone would have made of zeros, the event's
@@ -253,7 +209,7 @@ class PolicyRunner:
     def _column(self, states: Tensor, numbers: Floats) -> Tensor:
         return torch.from_numpy(numbers.astype(np.float32)).to(states.device)[:, None, None, None]
 
-    def _move(self, states: Tensor, slots: Slots, written: Written, old: Tensor, live: Slots, moves: Moves) -> None:
+    def _move(self, states: Tensor, slots: Slots, written: Segments, old: Tensor, live: Slots, moves: Moves) -> None:
         """Write into the ways that are not the lane's own state; exchange that one where another way is to be it."""
         assert self.filed is not None
         filed, newcomer = self.filed, self.policy.newcomer
@@ -305,7 +261,7 @@ class PolicyRunner:
         self.filed.learn(slots[lane], way, embeddings[lane])
 
 
-def _means(written: Written, rows: Tensor) -> Tensor:
+def _means(written: Segments, rows: Tensor) -> Tensor:
     """Mean of each lane's rows, `[n, H, R]`; NaN for a lane that writes nothing."""
     starts, counts = written.bounds[written.index], np.diff(written.bounds)[written.index]
     if (counts == 1).all():

@@ -156,7 +156,7 @@ class Chat:
                 ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
             else:
                 ids = tokenizer("\n".join(message["content"] for message in messages) + "\n")["input_ids"]
-            if rows and len(ids) > max(self._writer.context, 0):
+            if rows and len(ids) > self._writer.context:
                 break
             rows = list(ids)
             if not self._writer.context:

@@ -28,7 +28,6 @@ from monitors.detectors.detector import Detector
 from monitors.observations import SIGNALS, Flags, Floats, Observations
 from monitors.policies.policy import ActionKind, Actions, Policy
 from monitors.policy_runner import Before, PolicyRunner
-from monitors.policy_runner import Written as PolicyRows
 from monitors.retrieval_error import Retrieval, RetrievalErrorMonitor
 from monitors.state_norm import StateNormMonitor
 from monitors.topic_monitors import topic_monitor_for
@@ -212,7 +211,7 @@ class Engine:
         """Advance lanes by one event each: those at `index` `[n]`, of tokens `ids`, on the lanes at `slots` `[n]`."""
         states, rows = self.pool.states, slots
         turn = self.counts["events"][slots]
-        written, segments, before = self._advance(slots, index, batch, stages)
+        written, segments, before = self._advance(slots, index, turn, batch, stages)
         with stages("signals"):
             if self.layers is not None:
                 states, rows = states[torch.from_numpy(slots).to(states.device)][:, self.layers], np.arange(len(slots))
@@ -235,25 +234,26 @@ class Engine:
         self._show(slots, seq, observations, actions)
         outcome.take(index, seq, observations, actions)
 
-    def _advance(self, slots: Slots, index: Slots, batch: Batch, stages: Stages) -> tuple[Written, PolicyRows, Before]:
+    def _advance(
+        self, slots: Slots, index: Slots, turn: npt.NDArray[np.int64], batch: Batch, stages: Stages
+    ) -> tuple[Written, Segments, Before]:
         """Write the events; return also what the policy asked of the states before."""
         pool, flat = self.pool.states, self.pool.states.flatten(1, 2)
-        turn = self.counts["events"][slots]
         if batch.known_before:
-            rows = _rows_of(batch.segments(index))
+            segments = batch.segments(index)
             with stages("policy"):
-                before = self.runner.before(flat, slots, rows, batch.embeddings(index))
-            return batch.advance(pool, slots, index, turn), rows, before
+                before = self.runner.before(flat, slots, segments, batch.embeddings(index))
+            return batch.advance(pool, slots, index, turn), segments, before
         at = torch.from_numpy(slots).to(pool.device)
         old = flat[at]
         written = batch.advance(pool, slots, index, turn)
-        rows = _rows_of(batch.segments(index))
+        segments = batch.segments(index)
         new = flat[at]
         flat[at] = old  # what is written is known only now: ask the states as they were
         with stages("policy"):
-            before = self.runner.before(flat, slots, rows, written.embedding)
+            before = self.runner.before(flat, slots, segments, written.embedding)
         flat[at] = new
-        return written, rows, before
+        return written, segments, before
 
     def _measure(
         self, states: Tensor, slots: Slots, rows: Slots, written: Written, turn: npt.NDArray[np.int64]
@@ -352,11 +352,6 @@ def _rounds(slots: Slots) -> Iterator[Slots]:
     turn[order] = place - np.maximum.accumulate(np.where(begins, place, 0))
     for number in range(int(turn.max()) + 1):
         yield np.flatnonzero(turn == number)
-
-
-def _rows_of(segments: Segments) -> PolicyRows:
-    rows = segments.rows
-    return PolicyRows(segments.index, segments.bounds, rows.q, rows.k, rows.v, rows.beta, rows.lam, segments.mask)
 
 
 def _digest(text: str) -> str:

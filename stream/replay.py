@@ -20,9 +20,9 @@ from pydantic import TypeAdapter
 from monitors.detectors import parse_detector
 from monitors.observations import SIGNALS
 from monitors.policies import AnyPolicy, Policy
-from monitors.policies.policy import ActionKind
+from monitors.policies.policy import LABELS, ActionKind
 from stream.engine import Engine, Outcome
-from stream.tape.format import LABELS, TapeHead
+from stream.tape.format import TapeHead
 from stream.tape.tape_reader import TapeReader
 from stream.tape.taped_writer import TapedWriter
 

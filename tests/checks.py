@@ -24,7 +24,6 @@ from memory.lane_state import Columns, LaneState
 from monitors.detectors import AnyDetector, Detector
 from monitors.policies import ActionKind, AnyPolicy, Policy
 from tests.monitor_adapters import Measured, Monitored, MonitorLanes
-from tests.policy_adapter import ALARM_ABOVE as ALARM_ABOVE
 from tests.policy_adapter import act
 
 LEVEL, NOISE = 0.5, 0.1
@@ -308,7 +307,6 @@ LANE_CHECKS: tuple[Check, ...] = (
 SETTINGS_CHECKS: tuple[Check, ...] = (settings_round_trip, settings_refuse_a_slip)
 DETECTOR_CHECKS: tuple[Check, ...] = (nonfinite_values_leave_no_trace,)
 ALL_CHECKS: tuple[Check, ...] = LANE_CHECKS + SETTINGS_CHECKS + DETECTOR_CHECKS
-CHECKS = tuple(c for c in ALL_CHECKS if c not in (new_lanes_are_fresh, an_empty_round_is_nothing, *DETECTOR_CHECKS))
 
 
 def checks_of(case: Case) -> tuple[Check, ...]:

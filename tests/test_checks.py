@@ -34,15 +34,22 @@ from monitors.policies import (
     POLICIES,
     ActionKind,
     Actions,
+    AdaptiveGatesPolicy,
+    ArchivePolicy,
+    AutoPolicy,
     DecayOnShiftPolicy,
     DecayPolicy,
+    FreezeOnAnomalyPolicy,
     NoPolicy,
+    NormCapPolicy,
     Policy,
     ResetOnShiftPolicy,
+    ScheduledResetPolicy,
 )
 from tests import checks
 from tests.checks import Case, Check
 from tests.monitor_adapters import MONITORS, Measured, MonitorLanes, WatchedNorm, WatchedTopic
+from tests.policy_adapter import ALARM_ABOVE
 
 NEVER = dict.fromkeys(
     ("fires_after_a_shift", "sees_again_after_nonfinite_values"),
@@ -64,6 +71,10 @@ def on_river(detector: str, within: int, most_bytes: int = 4_096, **more: Any) -
     return Case(f"river {detector}", RiverDetector(detector=detector, **more), jump, within, most_bytes, skips)
 
 
+SCALES = dict.fromkeys(
+    ("fires_after_a_shift", "sees_again_after_nonfinite_values"),
+    "it acts on no event: it scales the writes of all of them",
+)
 OF_DETECTORS: dict[str, list[Case]] = {
     "adwin": [
         Case("adwin", ADWIN(), within=32, most_bytes=1_024),
@@ -120,14 +131,31 @@ OF_POLICIES: dict[str, list[Case]] = {
             DecayOnShiftPolicy(factor=0.25, cool_down=5, budget=40, on=("topic_shift", "state_norm")),
         ),
     ],
+    "scheduled_reset": [
+        Case("scheduled_reset", ScheduledResetPolicy(), within=100, skips=BY_THE_CLOCK),
+        Case("scheduled_reset on a budget", ScheduledResetPolicy(every=7, budget=50), skips=CONSTANT),
+    ],
+    "norm_cap": [
+        Case("norm_cap", NormCapPolicy(), 40.0, within=100),
+        Case("norm_cap, low", NormCapPolicy(cap=2.0, to=0.8)),
+    ],
+    "freeze_on_anomaly": [
+        Case("freeze_on_anomaly", FreezeOnAnomalyPolicy(), 40.0, within=100),
+        Case("freeze_on_anomaly, held", FreezeOnAnomalyPolicy(on=("topic_shift",), hold=3, cool_down=2)),
+    ],
+    "adaptive_gates": [
+        Case("adaptive_gates", AdaptiveGatesPolicy(), most_bytes=4_096, skips=SCALES),
+        Case("adaptive_gates, two heads", AdaptiveGatesPolicy(heads=2, rank=3, step=0.1), skips=SCALES),
+    ],
+    "archive": [
+        Case("archive", ArchivePolicy(), 40.0, within=100, most_bytes=4_096),
+        Case("archive of three", ArchivePolicy(most=3, budget=9), 40.0, within=100, most_bytes=256),
+    ],
+    "auto": [
+        Case("auto", AutoPolicy(), 40.0, within=100, most_bytes=4_096),
+        Case("auto of three", AutoPolicy(most=3, enter=2.0), 40.0, within=100, most_bytes=256),
+    ],
 }
-SCALES = dict.fromkeys(
-    ("fires_after_a_shift", "sees_again_after_nonfinite_values"),
-    "it acts on no event: it scales the writes of all of them",
-)
-SKIPS: dict[str, Mapping[str, str]] = {"scheduled_reset": BY_THE_CLOCK, "adaptive_gates": SCALES}
-"""Skips of what is taken up with its default settings."""
-
 OF_MONITORS = [Case(name, monitor, most_bytes=2_048) for name, monitor in MONITORS.items()]
 
 
@@ -137,7 +165,7 @@ def taken_up(registry: Mapping[str, type[Detector] | type[Any]], tables: Mapping
     for name, kind in registry.items():
         # A policy's limits are in the unit of some signal: far enough for any of them.
         jump = 40.0 if issubclass(kind, Policy) else 4.0
-        default = Case(name, kind(), jump, within=100, most_bytes=4_096, skips=SKIPS.get(name, {}))
+        default = Case(name, kind(), jump, within=100, most_bytes=4_096)
         cases += tables.get(name, [default])
     return cases
 
@@ -315,7 +343,7 @@ class BlindedPolicy(ResetOnShiftPolicy):
     def decide(self, lanes: Columns, observations: Observations) -> Actions:
         slots = observations.slots
         lanes["worst"][slots] = np.maximum(lanes["worst"][slots], observations.signals["topic_shift_score"])
-        worse = lanes["worst"][slots] > checks.ALARM_ABOVE
+        worse = lanes["worst"][slots] > ALARM_ABOVE
         return super().decide(lanes, Observations(slots, observations.signals, {"topic_shift": worse}))
 
 

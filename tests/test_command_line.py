@@ -300,14 +300,14 @@ def test_the_entry_point_gives_the_exit_code_and_no_traceback(tmp_path: Path) ->
         (("--beta", "0.25"), "was made with --beta 0.5"),
         (("--gate-gain", "1"), "was made with --gate-gain 0.0"),
         (("--source", "file:other.jsonl"), "expected a stored position of 'other.jsonl', got one of 'talk.jsonl'"),
-        (("--sink", "jsonl:other.jsonl"), r"other\.jsonl: expected (a line to end at byte|the \d+ bytes) "),
+        (("--sink", "jsonl:other.jsonl"), "other.jsonl: expected a line to end at byte "),
         (("--sink", "jsonl:new.jsonl"), "new.jsonl: expected the file of at least .*got none"),
         (("--dead-letter", "other.jsonl"), "other.jsonl: expected "),
         (("--dead-letter", "talk.jsonl"), "talk.jsonl: expected "),
     ],
 )
 def test_a_run_that_does_not_fit_what_is_stored(more: tuple[str, ...], said: str, kept: Path, cli: Cli) -> None:
-    (kept / "other.jsonl").write_bytes((kept / "talk.jsonl").read_bytes() * 9)
+    (kept / "other.jsonl").write_bytes(b"x" * 100_000)  # no line ends anywhere in it
     shown, before = cli("inspect", "--state", KEPT[1], "--json"), contents(kept)
     is_refused(cli(*RUN, *KEPT, *more), said)
     assert cli("inspect", "--state", KEPT[1], "--json") == shown

@@ -80,7 +80,9 @@ class TestContent:
                     if sample.name.endswith("_bucket"):
                         series = tuple(sample.labels[label] for label in metric.labels)
                         bounds.setdefault(series, []).append(float(sample.labels["le"]))
-                assert all(found == [*metric.buckets, math.inf] for found in bounds.values())
+                assert len(bounds) == len({*metric.series, *bounds})
+                for found_bounds in bounds.values():
+                    assert found_bounds == [*metric.buckets, math.inf]
             if accept:
                 assert family.unit == metric.unit
 

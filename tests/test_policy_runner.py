@@ -13,6 +13,7 @@ from torch import Tensor
 
 from memory.lane_state import Column, Columns
 from memory.predict import _by_torch, prediction_errors
+from memory.writers import Segments
 from monitors.filed_states import FiledStates
 from monitors.observations import Observations
 from monitors.policies import (
@@ -27,7 +28,7 @@ from monitors.policies import (
     Policy,
     ResetOnShiftPolicy,
 )
-from monitors.policy_runner import PolicyRunner, Written
+from monitors.policy_runner import PolicyRunner
 
 HEADS, RANK, DIM = 2, 8, 16
 Rows = npt.NDArray[np.float32]
@@ -75,7 +76,7 @@ class Run:
         k, v = (torch.from_numpy(np.stack([getattr(s, name)[t] for s, t in pick])) for name in "kv")
         beta = torch.full((len(lanes), HEADS, 1), 0.5)
         lam = torch.full((len(lanes), HEADS, 1), 0.99) if self.mode in ("gated", "decay_outside") else None
-        written = Written(np.arange(len(lanes)), np.arange(len(lanes) + 1), k, k, v, beta, lam)
+        written = Segments(np.arange(len(lanes)), np.arange(len(lanes) + 1), k, k, v, beta, lam)
         before = self.runner.before(self.states, lanes, written, np.stack([s.embedding[t] for s, t in pick]))
         written.scan(self.states, lanes, self.mode)
         shifts = np.array([s.begins[t] if shift is None else shift for s, t in pick])
@@ -244,7 +245,7 @@ def test_an_event_without_rows_or_embedding_changes_nothing() -> None:
         run.go([0], [stream], [t])
     held, blobs = run.states.clone(), run.runner.lanes["weight"].copy()
     lane, none = np.array([0]), torch.zeros(0, HEADS, RANK)
-    written = Written(lane, np.array([0, 0]), none, none, none, torch.zeros(0, HEADS, 1))
+    written = Segments(lane, np.array([0, 0]), none, none, none, torch.zeros(0, HEADS, 1))
     before = run.runner.before(run.states, lane, written, np.full((1, DIM), np.nan, np.float32))
     written.scan(run.states, lane, "plain")
     actions = run.runner.after(run.states, lane, written, before, Observations(lane, {}))
@@ -305,7 +306,7 @@ def test_lanes_that_share_a_segment_are_as_if_each_had_its_own(policy: Policy) -
     for t in range(len(stream)):
         lanes = np.array([0, 3])
         k, v = (torch.from_numpy(part[t][None]) for part in (stream.k, stream.v))
-        written = Written(np.array([0, 0]), np.array([0, 1]), k, k, v, torch.full((1, HEADS, 1), 0.5))
+        written = Segments(np.array([0, 0]), np.array([0, 1]), k, k, v, torch.full((1, HEADS, 1), 0.5))
         before = run.runner.before(run.states, lanes, written, stream.embedding[[t, t]])
         written.scan(run.states, lanes, "plain")
         shift = np.repeat(stream.begins[t], 2)

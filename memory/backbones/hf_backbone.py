@@ -15,18 +15,12 @@ import torch
 from torch import Tensor
 
 from memory.backbones.backbone import Backbone, Encoded, Ids
+from memory.backbones.padding import MOST, padded_length
 from memory.errors import ConfigurationError
 from memory.threads import threads, torch_threads
 
-STEP, SHORTEST = 8, 16
-"""Inputs are padded to a multiple of `STEP` tokens, at least `SHORTEST`: below that many rows, matrix libraries change
-the order of their sums."""
-
 WINDOW = 1024
 """Most tokens of an event in one forward pass; a longer one takes several."""
-
-MOST = 8192
-"""Most padded tokens in one forward pass."""
 
 SENTENCE_END = re.compile(r"""[.!?…。！？]["'”’)\]]*\s*$|\n""")
 
@@ -81,9 +75,8 @@ class HFBackbone(Backbone):
     def _weights(self) -> str:
         digest = sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
-            if "delta" not in name:
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
 
     @property
@@ -134,15 +127,6 @@ class HFBackbone(Backbone):
                     if hidden is not None:
                         hidden[first:last] = states[row, : last - first]
         return Encoded(embedding, hidden)
-
-
-def padded_length(length: int) -> int:
-    """Return the tokens that an input of `length` tokens is padded to.
-
-    >>> padded_length(3), padded_length(16), padded_length(17)
-    (16, 16, 24)
-    """
-    return max(SHORTEST, -(-length // STEP) * STEP)
 
 
 def passes(offsets: Ids, window: int) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from memory.backbones.backbone import Backbone, Encoded, Ids
+from memory.backbones.padding import MOST, padded_length
 from memory.errors import ConfigurationError
 from memory.threads import threads, torch_threads
 
@@ -24,10 +25,6 @@ MEAN = Path(__file__).with_name("minilm_mean.npy")
 
 WINDOW = 254
 """Most tokens of one forward pass, [CLS] and [SEP] not counted: the model was trained on 256."""
-
-STEP, SHORTEST, MOST = 8, 16, 8192
-"""Windows are padded to a multiple of `STEP` tokens, at least `SHORTEST`; one pass takes at most `MOST` padded
-tokens."""
 
 
 class MiniLMBackbone(Backbone):
@@ -128,7 +125,7 @@ class MiniLMBackbone(Backbone):
     def inputs(self, ids: Ids, windows: Ids) -> tuple[Tensor, Tensor]:
         """Return token ids and attention mask, `[B, L]` int64, of B windows of one padded length."""
         lengths = windows[:, 1] - windows[:, 0]
-        padded = _padded(int(lengths.max()))
+        padded = padded_length(int(lengths.max()) + 2)
         tokens = np.zeros((len(windows), padded), np.int64)
         for row, (first, last) in enumerate(windows):
             tokens[row, 0] = self._first
@@ -146,10 +143,6 @@ def _wheel() -> Path | None:
     return Path(spec.origin).parent / "model"
 
 
-def _padded(length: int) -> int:
-    return max(SHORTEST, -(-(length + 2) // STEP) * STEP)
-
-
 def _passes(offsets: Ids) -> Iterator[tuple[Ids, Ids]]:
     """Yield (segments `[B]`, windows `[B, 2]`): windows of one padded length, in order, at most `MOST` tokens
     together."""
@@ -158,7 +151,7 @@ def _passes(offsets: Ids) -> Iterator[tuple[Ids, Ids]]:
         first, end = int(offsets[segment]), int(offsets[segment + 1])
         for start in range(first, max(end, first + 1), WINDOW):
             stop = min(start + WINDOW, end)
-            buckets[_padded(stop - start)].append((segment, start, stop))
+            buckets[padded_length(stop - start + 2)].append((segment, start, stop))
     for padded in sorted(buckets, reverse=True):
         rows = np.array(buckets[padded], np.int64)
         for at in range(0, len(rows), max(1, MOST // padded)):

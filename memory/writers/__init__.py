@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memory.writers.attached_writer import AttachedWriter
 from memory.writers.projected_writer import ProjectedWriter
-from memory.writers.writer import Batch, Rows, Segments, Writer, Written
+from memory.writers.segments import Segments
+from memory.writers.writer import Batch, Rows, Writer, Written
 
 __all__ = ["AttachedWriter", "Batch", "ProjectedWriter", "Rows", "Segments", "Writer", "Written"]

@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from memory.backbones.backbone import Ids
-from memory.backbones.hf_backbone import MOST, SHORTEST, HFBackbone, left_padded, padded_length, right_padded
+from memory.backbones.hf_backbone import HFBackbone, left_padded, right_padded
+from memory.backbones.padding import MOST, SHORTEST, padded_length
 from memory.deltamem import Attachment, attach
 from memory.deltamem.adapter_io import read_config, read_tensors
 from memory.errors import ConfigurationError
 from memory.lane_state import Column, Columns, Slots
-from memory.projections import Projected
 from memory.reach import largest_by_event, write_reach
 from memory.rule import Mode
 from memory.stages import Stages
 from memory.threads import threads, torch_threads
-from memory.writers.writer import Batch, Rows, Segments, Writer, Written
+from memory.writers.segments import Segments
+from memory.writers.writer import Batch, Rows, Writer, Written
 
 Places = npt.NDArray[np.int64]
 
@@ -340,7 +341,7 @@ class AttachedBatch(Batch):
             else np.repeat([event in self._undone for event in index.tolist()], np.diff(bounds))
         )
         mask = None if undone is None else torch.from_numpy(~undone).to(empty.device)
-        return Segments(np.arange(len(index)), bounds, Projected(k, k, v, beta, lam if writer.own_lam else None), mask)
+        return Segments(np.arange(len(index)), bounds, k, k, v, beta, lam if writer.own_lam else None, mask)
 
 
 def _groups(parts: Sequence[Ids], contexts: Sequence[Ids]) -> Iterator[Slots]:

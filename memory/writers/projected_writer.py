@@ -14,10 +14,10 @@ from memory.backbones.backbone import Backbone, Ids
 from memory.lane_state import Slots
 from memory.projections import Projected, Projections
 from memory.reach import largest_by_event, write_reach
-from memory.scan_forms import ScanResult, scan
 from memory.stages import Stages
 from memory.token_edges import token_edges
-from memory.writers.writer import Batch, Rows, Segments, Writer, Written
+from memory.writers.segments import Segments
+from memory.writers.writer import Batch, Rows, Writer, Written
 
 
 class ProjectedWriter(Writer):
@@ -150,7 +150,7 @@ class ProjectedBatch(Batch):
     def advance(self, states: Tensor, slots: Slots, index: Slots, turn: npt.NDArray[np.int64]) -> Written:
         """Scan the events' rows."""
         with self._stages("scan"):
-            result = self._scan(states.flatten(1, 2), slots, index)
+            result = self.segments(index).scan(states.flatten(1, 2), slots, self._mode)
             norms = result.state_norm.cpu().numpy()
             error = result.mean_write_error.cpu().numpy().astype(np.float64)
         keys, values = self._pairs(index, turn)
@@ -175,7 +175,8 @@ class ProjectedBatch(Batch):
 
     def segments(self, index: Slots) -> Segments:
         """Return the rows of the whole batch, and where the events' are."""
-        return Segments(index, self._bounds, self._rows, self._sound)
+        rows = self._rows
+        return Segments(index, self._bounds, rows.q, rows.k, rows.v, rows.beta, rows.lam, self._sound)
 
     def rows(self) -> Rows:
         """Return the rows without non-finite numbers."""
@@ -186,20 +187,3 @@ class ProjectedBatch(Batch):
         beta, lam = gates
         assert beta is not None
         return Rows(self._before, self._keys, self._values, beta, lam, self._embeddings)
-
-    def _scan(self, states: Tensor, slots: Slots, index: Slots) -> ScanResult:
-        rows = self._rows
-        return scan(
-            states,
-            torch.from_numpy(slots),
-            torch.from_numpy(index),
-            torch.from_numpy(self._bounds),
-            rows.q,
-            rows.k,
-            rows.v,
-            rows.beta,
-            rows.lam,
-            mode=self._mode,
-            token_mask=self._sound,
-            want_reads=False,
-        )

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from memory.backbones.backbone import Backbone, Ids
 from memory.lane_state import LaneState, Slots
-from memory.projections import Projected
 from memory.stages import Stages
+from memory.writers.segments import Segments
 
 Vectors = npt.NDArray[np.float32]
 
@@ -95,28 +95,6 @@ class Rows:
     beta: Vectors
     lam: Vectors | None
     embedding: Vectors
-
-
-@dataclass(frozen=True, slots=True)
-class Segments:
-    """What n events write, on the states' device.
-
-    Attributes
-    ----------
-    index
-        `[n]` int64: each event's segment.
-    bounds
-        `[G + 1]` int64: segment g is the rows `bounds[g]:bounds[g + 1]`.
-    rows
-        M rows of q, k, v and gates, of N = L · H heads.
-    mask
-        `[M]` bool: rows that are not written where False; None: all are.
-    """
-
-    index: Slots
-    bounds: npt.NDArray[np.int64]
-    rows: Projected
-    mask: Tensor | None
 
 
 class Batch(ABC):

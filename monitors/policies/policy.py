@@ -30,6 +30,10 @@ class ActionKind(IntEnum):
         return self.name.lower()
 
 
+LABELS = {int(kind): kind.label for kind in ActionKind}
+"""A kind's number, as in `Actions.kind` → its name."""
+
+
 @dataclass(slots=True)
 class Moves:
     """What happens to the states of n lanes that have W each, called ways.

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from monitors.observations import SIGNALS
-from monitors.policies.policy import ActionKind
+from monitors.policies.policy import LABELS, ActionKind
 from stream.append_file import AppendFile
 from stream.engine import Outcome
 from stream.sinks.sink import Sink
@@ -66,7 +66,7 @@ def records(outcome: Outcome) -> list[dict[str, Any]]:
 
     A signal that could not be measured is NaN here, and null in the file.
     """
-    signals = [outcome.signals[name].round(DIGITS).tolist() for name in FIELDS]
+    signals = [outcome.signals[name].round(DIGITS).tolist() for name in SIGNALS]
     alarms = [(name, raised.tolist()) for name, raised in outcome.alarms.items() if raised.any()]
     kinds = outcome.actions.kind.tolist()
     made = []
@@ -84,15 +84,9 @@ def records(outcome: Outcome) -> list[dict[str, Any]]:
                 "id": event.id,
                 "ts": event.ts,
                 "tokens": tokens,
-                **dict(zip(FIELDS, values, strict=True)),
+                **dict(zip(SIGNALS, values, strict=True)),
                 "alarms": [name for name, raised in alarms if raised[row]],
                 "action": action,
             }
         )
     return made
-
-
-FIELDS = SIGNALS
-"""The signals of a record, in the order in which they stand there."""
-
-LABELS = {int(kind): kind.label for kind in ActionKind}

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict
 
 from memory.writers import Rows
 from monitors.observations import SIGNALS
-from monitors.policies.policy import ActionKind
+from monitors.policies.policy import LABELS
 from stream.engine import Outcome
 
 VERSION = 1
@@ -130,9 +130,6 @@ def to_batch(schema: pa.Schema, outcome: Outcome) -> pa.RecordBatch:
         for name, column in columns.items()
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-LABELS = {int(kind): kind.label for kind in ActionKind}
 
 
 def _flat(array: npt.NDArray[np.float32]) -> pa.Array:
