@@ -99,13 +99,16 @@ def test_the_runs_own_policy_replays_to_the_bit(source: Path, tmp_path: Path, gi
             assert part.startswith("topic/") or replayed[name][1][part] == blob, part
 
 
-def test_an_attached_models_run_replays_too(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["none", "adaptive_gates"])
+def test_an_attached_models_run_replays_too(folders: dict[str, Path], tmp_path: Path, policy: str) -> None:
+    """Live, what is written is known after the model ran, and on the tape before: the policy must see the same."""
     source = tmp_path / "talk.jsonl"
     source.write_text("".join(json.dumps({"stream": e.stream, "tokens": e.tokens or [3]}) + "\n" for e in talk(30)))
     consumer = record(
-        source, tmp_path, backbone=f"hf:{folders['model']}", adapter=folders["heads"], policy="none", threads=1
+        source, tmp_path, backbone=f"hf:{folders['model']}", adapter=folders["heads"], policy=policy, threads=1
     )
-    done = replay(tmp_path / "tape", {"none": load_policy("none"), "reset": load_policy("decay")})
+    own_policy = recorded_policy(TapeReader(tmp_path / "tape").head)
+    done = replay(tmp_path / "tape", {"own": own_policy, "decay": load_policy("decay")})
     own, replayed, other = states(consumer.engine), states(done.engines[0]), states(done.engines[1])
     for name, (state, _) in own.items():
         assert replayed[name][0] == state
