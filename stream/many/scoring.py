@@ -1,0 +1,109 @@
+"""Many policies on a recorded tape, and what each came to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memory.errors import ConfigurationError
+from memory.threads import run_pieces, threads, torch_threads
+from monitors.detectors import parse_detector
+from monitors.detectors.slips import likely_slip
+from monitors.policies import Policy
+from stream.many.loaded_tape import LoadedStream, LoadedTape
+from stream.many.scores import Scores, Tally
+from stream.many.stacked_policy import alike
+from stream.many.stream_run import Plan, run_stream
+
+LANES = 1024
+"""Most policies that one pass over a stream takes: enough to spread numpy's own costs over."""
+
+
+def score(
+    tape: LoadedTape,
+    policies: Sequence[Policy],
+    *,
+    streams: Sequence[str] | None = None,
+    detectors: Mapping[str, Any] | None = None,
+    slices: int = 40,
+    probes: bool = False,
+    each: Callable[[int, int], None] = lambda done, total: None,
+) -> Scores:
+    """Run a tape under many policies, and measure how each did.
+
+    Parameters
+    ----------
+    tape
+        In memory (`load`).
+    policies
+        At least one; each as an engine of its own would run it, to the bit, whatever the others and the threads.
+    streams
+        Names of those to score; None: all of the tape.
+    detectors
+        Signal → settings; None for those of the run.
+    slices
+        B of `Scores.over_time`.
+    probes
+        Whether to ask for `retrieval_error` as the engine does; it costs more.
+    each
+        Called now and then, by one thread at a time, with the lane-events done and those to do; a lane-event is one
+        event under one policy.
+
+    Raises
+    ------
+    ConfigurationError
+        A stream that is not on the tape.
+    ValueError
+        No policy, no stream, or no slice.
+    """
+    chosen = _chosen(tape, streams)
+    if not policies or not chosen or slices < 1:
+        raise ValueError(
+            f"expected at least one policy, stream and slice, got {len(policies)}, {len(chosen)} and {slices}"
+        )
+    given = tape.head.detectors if detectors is None else detectors
+    watching = {name: parse_detector(detector) for name, detector in given.items()}
+    heads, rank = tape.head.layers * tape.head.heads, tape.head.rank
+    fitted = [policy.fitted(heads, rank) for policy in policies]
+    plans = [Plan.of(stream, watching) for stream in chosen]
+    tasks = [(place, rows) for place in range(len(plans)) for group in alike(fitted) for rows in _chunks(group, LANES)]
+    # The longest first, so that no thread is left with much to do when the others have ended.
+    tasks.sort(key=lambda task: -len(task[1]) * len(plans[task[0]].stream))
+    tally, lock = Tally(len(policies), [stream.name for stream in chosen], slices), Lock()
+    events = sum(len(stream) for stream in chosen)
+    done, total = 0, events * len(policies)
+
+    def advance(lanes: int) -> None:
+        nonlocal done
+        with lock:
+            done += lanes
+            each(done, total)
+
+    def run(first: int, last: int) -> None:
+        for place, rows in tasks[first:last]:
+            some = [fitted[row] for row in rows]
+            done_by_now = run_stream(tape, plans[place], some, probes=probes, each=advance)
+            with lock:
+                tally.add(place, rows, done_by_now.marks)
+
+    with torch_threads(1):
+        run_pieces(run, [(task, task + 1) for task in range(len(tasks))], min(threads(), len(tasks)))
+    return tally.scores(policies, events, probes=probes)
+
+
+def _chosen(tape: LoadedTape, names: Sequence[str] | None) -> list[LoadedStream]:
+    if names is None:
+        return list(tape.streams.values())
+    for name in names:
+        if name not in tape.streams:
+            raise ConfigurationError(f"expected streams of the tape, got {name!r}{likely_slip(name, tape.streams)}")
+    return [tape.streams[name] for name in dict.fromkeys(names)]
+
+
+def _chunks(group: npt.NDArray[np.int64], most: int) -> list[npt.NDArray[np.int64]]:
+    """Cut a group into as few parts as hold at most so many, of like size."""
+    return np.array_split(group, -(-len(group) // most))
