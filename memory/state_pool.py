@@ -8,6 +8,7 @@ stays in host memory, and `wants_commit` says when there are too many of them.
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ class StatePool:
         self._changed: dict[str, None] = {}  # in the order they changed, so that commits are in a fixed order
         self._free: list[int] = []
         self._used = 0  # slots at or above this were never taken, and are zero
+        self._taken = np.zeros(0, np.bool_)
         self.states = self._zeros(0)
         self._grow(min(max(capacity, 1), self.max_capacity))
 
@@ -148,6 +150,10 @@ class StatePool:
     def __contains__(self, key: str) -> bool:
         return key in self._slots or key in self._spilled
 
+    def knows(self, key: str) -> bool:
+        """Say whether there is such a lane, in the pool or in the store."""
+        return key in self or (self._fetch is not None and key in self._fetch([key]))
+
     def acquire(self, keys: Sequence[str]) -> Slots:
         """Make the lanes resident, new ones as zeros, and count them as changed.
 
@@ -192,6 +198,7 @@ class StatePool:
         """Forget a lane: its slot is free, its record gone. The store is the caller's to clear."""
         slot = self._slots.pop(key, None)
         if slot is not None:
+            self._taken[slot] = False
             self._free.append(slot)
         self._spilled.pop(key, None)
         self._changed.pop(key, None)
@@ -229,6 +236,10 @@ class StatePool:
         """Return the resident lanes and their slots, least recently used first: a copy, safe to take in any thread."""
         return dict(self._slots)
 
+    def slot_array(self) -> Slots:
+        """Return the slots that hold a lane, `[n]` int64, ascending: quick, and safe to take in any thread."""
+        return np.flatnonzero(self._taken)
+
     def take_moves(self) -> dict[str, int]:
         """Return how many lanes left the pool (`out`) and came back (`in`) since this was last asked."""
         moves, self._moves = self._moves, {"out": 0, "in": 0}
@@ -244,6 +255,7 @@ class StatePool:
         grown[: self._used] = self.states[: self._used]
         self._free[:0] = range(capacity - 1, self.capacity - 1, -1)  # taken last: pages far up stay untouched
         self.states = grown
+        self._taken = np.concatenate([self._taken, np.zeros(capacity - len(self._taken), np.bool_)])
         for component in self.beside.values():
             component.resize(capacity)
 
@@ -277,6 +289,7 @@ class StatePool:
                 self._moves["in"] += 1
                 self._spilled.pop(key, None)
             self._slots[key] = slot
+            self._taken[slot] = True
 
     def _spill(self, keys: Sequence[str]) -> None:
         # A lane that did not change is in the store as it is: only changed ones are kept in host memory.
@@ -285,7 +298,9 @@ class StatePool:
             self._spilled[key] = record
         self._moves["out"] += len(keys)
         for key in keys:
-            self._free.append(self._slots.pop(key))
+            slot = self._slots.pop(key)
+            self._free.append(slot)
+            self._taken[slot] = False
 
     def _export(self, keys: Sequence[str]) -> Iterator[tuple[str, LaneRecord]]:
         layout = self.layout
@@ -316,3 +331,23 @@ class StatePool:
                     raise StateMismatchError(
                         f"what is stored beside the state of {key!r} does not fit: {error}"
                     ) from error
+
+
+def pack(parts: Mapping[str, bytes]) -> bytes:
+    """Put named blobs end to end behind one line that says how long each is.
+
+    >>> unpack(pack({"a": b"1", "b": b""}))
+    {'a': b'1', 'b': b''}
+    """
+    head = json.dumps({name: len(blob) for name, blob in parts.items()}).encode()
+    return b"\n".join([head, b"".join(parts.values())])
+
+
+def unpack(packed: bytes) -> dict[str, bytes]:
+    """Take apart what `pack` put together."""
+    head, _, body = packed.partition(b"\n")
+    parts, at = {}, 0
+    for name, length in json.loads(head).items():
+        parts[name] = body[at : at + length]
+        at += length
+    return parts

@@ -21,7 +21,7 @@ Examples
 >>> CATALOGUE["ebbtide_events_total"].kind
 'counter'
 >>> sorted(name for name, metric in CATALOGUE.items() if metric.kind == "gauge")[:2]
-['ebbtide_build_info', 'ebbtide_forgetting_half_life_writes']
+['ebbtide_build_info', 'ebbtide_filed_bytes']
 """
 
 from __future__ import annotations
@@ -165,17 +165,28 @@ def _histogram(
     return Metric(PREFIX + name, "histogram", text, unit, labels, buckets, series=series)
 
 
+def _by_policy(name: str, text: str) -> Metric:
+    return Metric(PREFIX + name, "histogram", text, "ratio", ("policy", "role"), _RATIOS)
+
+
 ALARMS = tuple("topic_shift" if signal == "topic_shift_score" else signal for signal in SIGNALS)
 """Names of the alarms: each carries its signal's name, and `topic_shift` for `topic_shift_score`."""
 
 ACTIONS = tuple(kind.label for kind in ActionKind)
 """Names of the actions."""
 
+ORIGINS = ("policy", "operator", "dry_run")
+"""Who asked for an action: the policy, a person, or a policy that only says what it would have done."""
+
+WORST = 10
+"""Streams shown for each signal, by their place and not by their name: so many series, however many streams come."""
+
 # About ten buckets where the values are, a few where they should not be.
 _RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 _NORMS = (0.125, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0)
 _RANKS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_LAGS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 21600.0, 86400.0, 604800.0)
 _SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0)
 
 _METRICS = (
@@ -186,7 +197,21 @@ _METRICS = (
     _work("source_lines", "Lines read from the source and done with: accepted, refused or blank.", "lines"),
     _work("dead_letters", "Lines that were refused and filed as dead letters, by reason.", "", "reason"),
     _work("alarms", "Alarms that detectors raised on live lanes, by alarm.", "", "alarm", ALARMS),
-    _work("actions", "Actions that the live policy took, one an event, by kind.", "", "kind", ACTIONS),
+    Metric(
+        "ebbtide_actions_total",
+        "counter",
+        "What was done to live lanes: by the policy, one an event, or by an operator; a dry run only says it would.",
+        labels=("kind", "origin"),
+        persistent=True,
+        series=tuple((kind, origin) for origin in ORIGINS for kind in ACTIONS),
+    ),
+    Metric(
+        "ebbtide_policy_actions_total",
+        "counter",
+        "Actions of the live policy and of each shadow on its own lanes, one an event.",
+        labels=("policy", "role", "kind"),
+        persistent=True,
+    ),
     _work("nonfinite_values", "Measured values that were NaN or infinite and went to no detector.", "values"),
     # What this process did.
     _counter("checkpoints", "Checkpoints committed by this process."),
@@ -201,6 +226,8 @@ _METRICS = (
     _gauge("source_backlog_bytes", "Bytes that the source holds and that are not read yet.", "bytes"),
     _gauge("pool_used_bytes", "Bytes of the state pool that hold a lane.", "bytes"),
     _gauge("pool_reserved_bytes", "Bytes that the state pool has reserved.", "bytes"),
+    _gauge("filed_states", "States that policies hold besides the lanes' own, of live lanes and of shadows."),
+    _gauge("filed_bytes", "Bytes reserved for the states that policies hold besides the lanes' own.", "bytes"),
     _gauge("last_checkpoint_timestamp_seconds", "Unix time of the last committed checkpoint, in seconds.", "seconds"),
     _gauge(
         "build_info",
@@ -261,7 +288,41 @@ _METRICS = (
         _RATIOS,
         "ratio",
     ),
+    # Policies side by side: the live one, and challengers that write the same events to lanes of their own.
+    _by_policy(
+        "policy_write_error_ratio",
+        "Relative error with which a policy's state predicted an event before it was written, as a ratio.",
+    ),
+    _by_policy(
+        "policy_retrieval_error_ratio",
+        "Relative error of what a policy's state returns for remembered pairs, as a ratio.",
+    ),
+    # The streams that need a look, in the place where they stand; /api/streams has their names.
+    *(
+        _gauge(
+            f"worst_{name}",
+            f"The {name.removesuffix('_ratio').replace('_', ' ')} of the stream in this place, the worst first.",
+            "ratio" if name.endswith("_ratio") else "",
+            labels=("place",),
+        )
+        for name in (
+            "state_norm",
+            "stable_rank",
+            "write_error_ratio",
+            "retrieval_error_ratio",
+            "topic_shift_score_ratio",
+            "saturation_ratio",
+            "retrieval_lift_ratio",
+        )
+    ),
     # The loop.
+    _histogram(
+        "event_lag_seconds",
+        "Time from an event's own ts to the end of its micro-batch, in seconds, of at most 16 events a micro-batch.",
+        _LAGS,
+        "seconds",
+    ),
+    _histogram("exposition_seconds", "Time to write one exposition for a scrape, in seconds.", _SECONDS, "seconds"),
     _histogram("batch_seconds", "Time for one micro-batch from start to end, in seconds.", _SECONDS, "seconds"),
     _histogram(
         "stage_seconds", "Time that one stage took for one micro-batch, in seconds.", _SECONDS, "seconds", "stage"
@@ -278,3 +339,8 @@ SIGNAL_HISTOGRAMS: Mapping[str, str] = MappingProxyType(
     {signal: next(name for name in CATALOGUE if name.removesuffix("_ratio") == PREFIX + signal) for signal in SIGNALS}
 )
 """Signal, as in `Observations.signals` → the histogram that shows it."""
+
+WORST_GAUGES: Mapping[str, str] = MappingProxyType(
+    {signal: name.replace(PREFIX, PREFIX + "worst_", 1) for signal, name in SIGNAL_HISTOGRAMS.items()}
+)
+"""Signal → the gauge that shows the worst streams by it."""

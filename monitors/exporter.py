@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from threading import Lock
+from typing import Any
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import (
@@ -18,15 +19,19 @@ from prometheus_client.core import (
 from prometheus_client.core import Metric as Family
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar as OpenMetricsExemplar
 
 from monitors.catalogue import Metric
-from monitors.metrics import Distribution, Labels, Metrics, Number
+from monitors.metrics import Distribution, Exemplar, Labels, Metrics, Number
 
 # Encoder and content type. Given the client's own header, the library would also take over whatever version it names.
 _PLAIN_TEXT = choose_encoder("text/plain")
 _OPEN_METRICS = choose_encoder("application/openmetrics-text;version=1.0.0")
 
 BUILD_INFO = "ebbtide_build_info"
+
+MOST_NAME = 128 - len("stream")
+"""Characters of a stream's name in an exemplar."""
 
 
 class _Catalogued(Collector):
@@ -54,7 +59,10 @@ def _family(metric: Metric, values: Mapping[Labels, Number | Distribution]) -> F
         bounds = [*map(repr, metric.buckets), "+Inf"]
         for labels, value in values.items():
             assert isinstance(value, Distribution)
-            buckets = list(zip(bounds, map(float, accumulate(value.counts)), strict=True))
+            counts = enumerate(map(float, accumulate(value.counts)))
+            buckets: list[Any] = [
+                (bounds[place], count, _exemplar(value.exemplars.get(place))) for place, count in counts
+            ]
             histogram.add_metric(labels, buckets, value.sum)
         return histogram
     family: CounterMetricFamily | GaugeMetricFamily
@@ -68,6 +76,16 @@ def _family(metric: Metric, values: Mapping[Labels, Number | Distribution]) -> F
         assert not isinstance(value, Distribution)
         family.add_metric(labels, value)
     return family
+
+
+def _exemplar(exemplar: Exemplar | None) -> OpenMetricsExemplar | None:
+    """Return an exemplar with as much of the name as OpenMetrics allows: 128 characters with the label's own name."""
+    if exemplar is None:
+        return None
+    name = exemplar.name.encode("utf-8", "replace").decode()
+    return OpenMetricsExemplar(
+        {"stream": name[: MOST_NAME - 1] + "…" if len(name) > MOST_NAME else name}, *exemplar[1:]
+    )
 
 
 def wants_open_metrics(accept: str) -> bool:
@@ -110,6 +128,8 @@ class Exporter:
         What the loop fills.
     build_info
         Labels of `ebbtide_build_info`, of those in the catalogue; one that is missing is empty.
+    refresh
+        Called before an exposition is written: what is known only when somebody looks is set there.
     clock
         Seconds that never go back.
     keep_seconds
@@ -141,6 +161,7 @@ class Exporter:
         metrics: Metrics,
         *,
         build_info: Mapping[str, str],
+        refresh: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         keep_seconds: float = 1.0,
     ):
@@ -156,7 +177,7 @@ class Exporter:
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self.generations = 0
-        self._clock = clock
+        self._metrics, self._refresh, self._clock = metrics, refresh, clock
         self._keep_seconds = keep_seconds
         self._lock = Lock()
         self._kept: dict[str, tuple[float, bytes]] = {}
@@ -169,7 +190,9 @@ class Exporter:
             now = self._clock()
             written, body = self._kept.get(content_type, (-math.inf, b""))
             if now - written >= self._keep_seconds:
+                self._refresh()
                 body = encode(self.registry)
+                self._metrics.observe("ebbtide_exposition_seconds", self._clock() - now)
                 self._kept[content_type] = (now, body)
                 self.generations += 1
         return body, content_type

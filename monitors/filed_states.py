@@ -18,7 +18,7 @@ from torch import Tensor
 
 from memory.lane_state import LaneState, Slots
 from memory.threads import share_out
-from monitors.observations import Floats
+from monitors.observations import Flags, Floats
 
 
 class FiledStates(LaneState):
@@ -55,6 +55,16 @@ class FiledStates(LaneState):
         self._free: list[int] = []
 
     @property
+    def used(self) -> int:
+        """Places that hold a state."""
+        return len(self.centroids) - len(self._free)
+
+    @property
+    def bytes_reserved(self) -> int:
+        """Bytes of states and centroids, taken or free."""
+        return 4 * len(self.centroids) * (self.dim + self.heads * self.rank**2)
+
+    @property
     def layout(self) -> str:
         """Say W, H, R and D."""
         return f"filed:{self.ways}x{self.heads}x{self.rank}x{self.dim}"
@@ -83,17 +93,12 @@ class FiledStates(LaneState):
 
     def likeness(self, slots: Slots, embeddings: npt.NDArray[np.float32]) -> Floats:
         """Return the cosine of each embedding `[n, D]` with the lane's centroids, `[n, W]`; NaN without either."""
-        found = np.full((len(slots), self.ways), np.nan)
-        arguments = (self.places[slots], self.centroids, np.ascontiguousarray(embeddings), found)
-        share_out(lambda first, last: _cosines(first, last, *arguments), len(slots), found.size * self.dim)
-        return found
+        return cosines(self.places[slots], self.centroids, embeddings, np.arange(len(slots)))
 
     def learn(self, slots: Slots, ways: Slots, embeddings: npt.NDArray[np.float32]) -> None:
         """Add embeddings `[m, D]`, scaled to length 1, to the centroids at (slot, way); zeros and NaN are skipped."""
-        size = np.sqrt((embeddings.astype(np.float64) ** 2).sum(axis=1))
-        good = np.isfinite(size) & (size > 0)
-        at = self.places[slots[good], ways[good]]
-        self.centroids[at] += (embeddings[good] / size[good, None]).astype(np.float32)
+        good, unit = of_length_one(embeddings)
+        self.centroids[self.places[slots[good], ways[good]]] += unit
 
     def clear(self, slots: Slots) -> None:
         """Let go of what the lanes hold, and wipe it."""
@@ -134,13 +139,61 @@ class FiledStates(LaneState):
         self.states[where] = torch.from_numpy(states.reshape(shape).copy()).to(self.states.device)
 
 
+def cosines(
+    places: Slots, centroids: npt.NDArray[np.float32], embeddings: npt.NDArray[np.float32], rows: Slots
+) -> Floats:
+    """Return the cosines of n embeddings with some centroids each.
+
+    Parameters
+    ----------
+    places
+        `[n, W]` int64: rows of `centroids`; −1: none.
+    centroids
+        `[P, D]` float32.
+    embeddings
+        `[m, D]` float32.
+    rows
+        `[n]` int64: which embedding each of the n is.
+
+    Returns
+    -------
+    ndarray
+        `[n, W]` float64; NaN where either is missing, zero or not finite.
+
+    Examples
+    --------
+    >>> centroids = np.array([[2, 0], [0, 0]], np.float32)
+    >>> cosines(np.array([[0, 1, -1]]), centroids, np.ones((1, 2), np.float32), np.array([0])).round(3).tolist()
+    [[0.707, nan, nan]]
+    """
+    found = np.full(places.shape, np.nan)
+    arguments = (places, centroids, np.ascontiguousarray(embeddings), rows, found)
+    share_out(lambda first, last: _cosines(first, last, *arguments), len(places), found.size * centroids.shape[1])
+    return found
+
+
+def of_length_one(embeddings: npt.NDArray[np.float32]) -> tuple[Flags, npt.NDArray[np.float32]]:
+    """Say which of n embeddings `[n, D]` have a length, `[n]` bool; and return those m at length 1, `[m, D]`.
+
+    Examples
+    --------
+    >>> good, unit = of_length_one(np.array([[0, 0], [3, 4], [np.nan, 1]], np.float32))
+    >>> good.tolist(), unit.round(6).tolist()
+    ([False, True, False], [[0.6000000238418579, 0.800000011920929]])
+    """
+    size = np.sqrt((embeddings.astype(np.float64) ** 2).sum(axis=1))
+    good = np.isfinite(size) & (size > 0)
+    return good, (embeddings[good] / size[good, None]).astype(np.float32)
+
+
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")
-def _cosines(first: Any, last: Any, places: Any, centroids: Any, embeddings: Any, found: Any) -> None:
+def _cosines(first: Any, last: Any, places: Any, centroids: Any, embeddings: Any, rows: Any, found: Any) -> None:
     dim = embeddings.shape[1]
     for lane in range(first, last):
+        embedding = embeddings[rows[lane]]
         size = np.float32(0)
         for d in range(dim):
-            size += embeddings[lane, d] * embeddings[lane, d]
+            size += embedding[d] * embedding[d]
         if not (size > 0 and size < np.inf):
             continue
         for way in range(places.shape[1]):
@@ -148,7 +201,7 @@ def _cosines(first: Any, last: Any, places: Any, centroids: Any, embeddings: Any
                 centroid = centroids[places[lane, way]]
                 dot, length = np.float32(0), np.float32(0)
                 for d in range(dim):
-                    dot += embeddings[lane, d] * centroid[d]
+                    dot += embedding[d] * centroid[d]
                     length += centroid[d] * centroid[d]
                 if length > 0:
                     found[lane, way] = dot / np.sqrt(np.float64(size) * length)

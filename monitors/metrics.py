@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import difflib
 import math
+import time
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,24 @@ MAX_SERIES = 64
 _VERBS: Mapping[Kind, str] = {"counter": "add", "gauge": "set", "histogram": "observe"}
 
 
+class Exemplar(NamedTuple):
+    """One of the values that a bucket holds.
+
+    Attributes
+    ----------
+    name
+        Whose it is.
+    value
+        In the metric's unit.
+    time
+        Unix time in seconds.
+    """
+
+    name: str
+    value: float
+    time: float
+
+
 @dataclass(frozen=True, slots=True)
 class Distribution:
     """A histogram at one moment.
@@ -47,10 +66,13 @@ class Distribution:
         Values in each bucket, not cumulated; the last one is the bucket up to +Inf.
     sum
         Sum of the values, in the metric's unit.
+    exemplars
+        Bucket, from 0 → one of its values, where names were given.
     """
 
     counts: tuple[int, ...]
     sum: float
+    exemplars: Mapping[int, Exemplar] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -62,23 +84,33 @@ Snapshot: TypeAlias = dict[str, dict[Labels, Number | Distribution]]
 
 
 class _Histogram:
-    """Bucket counts and a sum that go up."""
+    """Bucket counts and a sum that go up, and the last value of each bucket that has a name."""
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "exemplars", "sum")
 
     def __init__(self, buckets: tuple[float, ...]):
         self.bounds = np.array(buckets, dtype=np.float64)
         self.counts = np.zeros(len(buckets) + 1, dtype=np.int64)
         self.sum = 0.0
+        self.exemplars: dict[int, Exemplar] = {}
 
-    def observe(self, values: npt.NDArray[np.float64]) -> None:
+    def observe(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         # A bucket's bound belongs to it: the first bound that is not below the value.
-        places = np.searchsorted(self.bounds, values, side="left")
+        places: npt.NDArray[np.int64] = np.searchsorted(self.bounds, values, side="left")
         self.counts += np.bincount(places, minlength=len(self.counts))
         self.sum += float(values.sum())
+        return places
+
+    def name(self, places: npt.NDArray[np.int64], values: npt.NDArray[np.float64], name: Callable[[int], str]) -> None:
+        last = np.full(len(self.counts), -1)
+        last[places] = np.arange(len(places))  # of equal places the last one stays
+        now = time.time()
+        for place in np.flatnonzero(last >= 0).tolist():
+            index = int(last[place])
+            self.exemplars[place] = Exemplar(name(index), float(values[index]), now)
 
     def frozen(self) -> Distribution:
-        return Distribution(tuple(self.counts.tolist()), self.sum)
+        return Distribution(tuple(self.counts.tolist()), self.sum, dict(self.exemplars))
 
 
 class Metrics:
@@ -99,11 +131,11 @@ class Metrics:
     >>> import numpy as np
     >>> metrics = Metrics()
     >>> metrics.add("ebbtide_events_total", 32)
-    >>> metrics.add("ebbtide_actions_total", 2, "decay")
+    >>> metrics.add("ebbtide_actions_total", 2, "decay", "policy")
     >>> metrics.set("ebbtide_queue_depth", 5, "events")
     >>> metrics.observe("ebbtide_retrieval_error_ratio", np.array([0.31, 0.33, np.nan]))
     1
-    >>> metrics.get("ebbtide_events_total"), metrics.get("ebbtide_actions_total", "decay")
+    >>> metrics.get("ebbtide_events_total"), metrics.get("ebbtide_actions_total", "decay", "policy")
     (32, 2)
     >>> metrics.snapshot()["ebbtide_retrieval_error_ratio"][()].count
     2
@@ -174,10 +206,24 @@ class Metrics:
         with self._lock:
             table[self._place(table, name, labels)] = number
 
-    def observe(self, name: str, values: Scalar | npt.NDArray[np.floating[Any]], *labels: str) -> int:
+    def observe(
+        self,
+        name: str,
+        values: Scalar | npt.NDArray[np.floating[Any]],
+        *labels: str,
+        whose: Callable[[int], str] | None = None,
+    ) -> int:
         """Put one value, or an array of any shape, into a histogram.
 
         NaN and infinities are left out: one of them would spoil the sum for good.
+
+        Parameters
+        ----------
+        name, values, labels
+            Which histogram, and what to put there.
+        whose
+            Index of a value in the array → whose it is, asked for one value a bucket: OpenMetrics shows them as
+            exemplars.
 
         Returns
         -------
@@ -197,9 +243,13 @@ class Metrics:
         table = self._table(self._histograms, name, "histogram")
         if isinstance(values, np.ndarray):
             array = values.astype(np.float64, copy=False).ravel()
-            finite = array[np.isfinite(array)]
+            sound = np.flatnonzero(np.isfinite(array))
+            finite = array[sound]
             with self._lock:
-                self._histogram(table, name, labels).observe(finite)
+                histogram = self._histogram(table, name, labels)
+                places = histogram.observe(finite)
+                if whose is not None:
+                    histogram.name(places, finite, lambda index: whose(int(sound[index])))
             return len(array) - len(finite)
         number = _number(values, name, "observe")
         with self._lock:
@@ -226,8 +276,17 @@ class Metrics:
         with self._lock:
             return table.get(labels)
 
-    def by_label(self, name: str) -> dict[str, Number]:
-        """Return the values of a counter or gauge with one label, as they are now, by that label's values.
+    def by_label(self, name: str, label: str = "", **where: str) -> dict[str, Number]:
+        """Return the values of a counter as they are now, by the values of a label, summed over the others.
+
+        Parameters
+        ----------
+        name
+            The counter, or a gauge whose sum means something.
+        label
+            Its label; may be left out where it has one only.
+        where
+            Values that other labels must have.
 
         Examples
         --------
@@ -235,6 +294,11 @@ class Metrics:
         >>> metrics.add("ebbtide_dead_letters_total", 3, "not_json")
         >>> metrics.by_label("ebbtide_dead_letters_total")
         {'not_json': 3}
+        >>> metrics.add("ebbtide_actions_total", 2, "reset", "operator")
+        >>> {kind: count for kind, count in metrics.by_label("ebbtide_actions_total", "kind").items() if count}
+        {'reset': 2}
+        >>> metrics.by_label("ebbtide_actions_total", "kind", origin="policy")["reset"]
+        0
         """
         table = self._numbers.get(name)
         if table is None:
@@ -243,10 +307,33 @@ class Metrics:
                 if name not in self.catalogue
                 else ValueError(f"{name} is a histogram: see snapshot()")
             )
-        if len(self.catalogue[name].labels) != 1:
-            raise ValueError(f"{name}: expected a metric with one label, it has {self.catalogue[name].labels}")
+        known = self.catalogue[name].labels
+        unknown = [each for each in (label, *where) if each not in known and (each or len(known) != 1)]
+        if unknown:
+            raise ValueError(f"{name}: expected one of its labels {known}, got {unknown[0]!r}")
+        place = known.index(label) if label else 0
+        wanted = [(known.index(other), value) for other, value in where.items()]
+        sums: dict[str, Number] = {}
         with self._lock:
-            return {labels[0]: value for labels, value in table.items()}
+            for labels, value in table.items():
+                if all(labels[other] == text for other, text in wanted):
+                    sums[labels[place]] = sums.get(labels[place], 0) + value
+        return sums
+
+    def distribution(self, name: str, *labels: str) -> Distribution | None:
+        """Return a histogram as it is now; None where it has no such series.
+
+        Examples
+        --------
+        >>> metrics = Metrics()
+        >>> _ = metrics.observe("ebbtide_batch_seconds", 0.5)
+        >>> metrics.distribution("ebbtide_batch_seconds").count
+        1
+        """
+        table = self._table(self._histograms, name, "histogram")
+        self._check(name, labels)
+        with self._lock:
+            return table[labels].frozen() if labels in table else None
 
     def snapshot(self) -> Snapshot:
         """Copy everything that a scrape shows: name → label values → number or distribution."""

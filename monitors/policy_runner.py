@@ -180,6 +180,31 @@ class PolicyRunner:
         self._learn(slots, actions.moves, before.embeddings)
         return actions
 
+    def filed_ways(self, slot: int) -> list[int]:
+        """Return the ways that a topic of this lane is filed under, the one in force among them."""
+        if self.filed is None:
+            return []
+        return [int(way) for way in np.flatnonzero(self.filed.places[slot, : self.policy.newcomer] >= 0)]
+
+    def take_up(self, states: Tensor, slot: int, way: int) -> None:
+        """Make a filed state the lane's own, and file that one in its place, as somebody outside of the policy asks.
+
+        Raises
+        ------
+        ValueError
+            Nothing is filed there.
+        """
+        if way not in self.filed_ways(slot):
+            filed = ", ".join(map(str, self.filed_ways(slot))) or "none"
+            raise ValueError(f"expected the number of a filed topic ({filed}), got {way}")
+        assert self.filed is not None
+        filed_states, places = self.filed.states, self.filed.places[slot]
+        live = int(self.lanes["live"][slot])
+        if live != way:
+            filed_states[int(places[live])] = states[slot]
+            states[slot] = filed_states[int(places[way])]
+        self.policy.took_up(self.lanes, slot, way)
+
     def _copy(self, states: Tensor, slots: Slots) -> Tensor:
         return states[torch.from_numpy(slots).to(states.device)]
 
@@ -191,8 +216,7 @@ class PolicyRunner:
         """
         acting = np.flatnonzero(actions.factor != 1)
         if len(acting):
-            alone = torch.zeros((len(acting), *states.shape[1:]), device=states.device)
-            written.scan(alone, np.arange(len(acting)), self.mode, acting)
+            alone = self._alone(states, written, acting)
             at, factor = self._at(states, slots[acting]), self._column(states, actions.factor[acting])
             # A reset forgets even what is not finite: 0 · NaN would not.
             states[at] = torch.where(factor == 0, alone, factor * states[at] + (1 - factor) * alone)
@@ -202,6 +226,14 @@ class PolicyRunner:
             old, at, gain = before.states[self._at(states, i)], self._at(states, slots[i]), actions.gain[i]
             share = self._column(states, gain)
             states[at] = torch.where(share == 0, old, old + share * (states[at] - old))
+
+    def _alone(self, states: Tensor, written: Segments, lanes: Slots) -> Tensor:
+        """Return what the events of these lanes alone make of zeros, `[m, H, R, R]`, or `[1, H, R, R]` if it is one and
+        the same; each is written once."""
+        _, first, place = np.unique(written.index[lanes], return_index=True, return_inverse=True)
+        alone = torch.zeros((len(first), *states.shape[1:]), device=states.device)
+        written.scan(alone, np.arange(len(first)), self.mode, lanes[first])
+        return alone if len(first) == 1 else alone[self._at(states, place)]
 
     def _at(self, states: Tensor, rows: Slots) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(rows)).to(states.device)

@@ -102,7 +102,7 @@ def build_engine(
     ConfigurationError
         The settings do not go together.
     """
-    policy = load_policy(settings.policy)
+    policy = load_policy("none" if settings.dry_run else settings.policy)
     device = pick_device(settings.device)
     writer = build_writer(settings, device)
     if writer.rank > SLOW_TO_COMPILE and device.type == "cpu":

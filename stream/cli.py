@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from stream.commands.act import act
 from stream.commands.chat import chat
 from stream.commands.config import config
 from stream.commands.controls import controls
@@ -20,7 +21,9 @@ from stream.commands.doctor import doctor
 from stream.commands.generate import generate
 from stream.commands.inspect import inspect
 from stream.commands.replay import replay
+from stream.commands.report import report
 from stream.commands.run import run
+from stream.commands.tune import tune
 
 app = typer.Typer(
     name="ebbtide",
@@ -47,7 +50,7 @@ def _paragraphs(text: str) -> str:
     return "\n\n".join(" ".join(part.split()) for part in inspection.cleandoc(text).split("\n\n"))
 
 
-for command in (run, generate, inspect, replay, chat, controls, dashboards, doctor, config):
+for command in (run, generate, inspect, act, replay, tune, report, chat, controls, dashboards, doctor, config):
     app.command(name=command.__name__, help=_paragraphs(command.__doc__ or ""))(command)
 
 

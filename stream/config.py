@@ -87,6 +87,13 @@ class RunSettings(BaseModel):
     seed: int = Field(0, ge=0, lt=1 << 64, description="Chooses the projections")
 
     policy: str = Field("none", description="What to do to a lane: a policy's name, or a YAML file")
+    shadow: tuple[str, ...] = Field(
+        (), description="A challenger: a policy's name or a YAML file, measured on lanes of its own; may be given again"
+    )
+    dry_run: bool = Field(
+        False,
+        description="Only say what the policy would do: it acts on a shadow's lanes, the live ones are left alone",
+    )
     detectors: dict[str, Any] = Field(
         default_factory=lambda: dict(DETECTORS), description="Signal → detector (in the configuration file, or as JSON)"
     )
@@ -104,6 +111,10 @@ class RunSettings(BaseModel):
 
     metrics_host: str = Field("127.0.0.1", description="Address of the HTTP server")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Its port; 0 turns it off")
+
+    api_token_file: Path | None = Field(
+        None, description="File with the token that lets people act on streams over HTTP [default: nobody may]"
+    )
 
     batch_events: int = Field(1024, ge=1, le=65536, description="Most events in a micro-batch")
     batch_tokens: int | None = Field(None, ge=1, description="Most tokens in a micro-batch [default: by backbone]")
@@ -157,6 +168,12 @@ class RunSettings(BaseModel):
         if layers != "all" and not re.fullmatch(r"[0-9]+(,[0-9]+)*|[0-9]*:[0-9]*(:[1-9][0-9]*)?", layers):
             raise ValueError(f"expected all, numbers such as 0,4,8, or a range such as 0:36:4, got {layers!r}")
         return layers
+
+    @field_validator("shadow", mode="before")
+    @classmethod
+    def _several(cls, shadow: Any) -> Any:
+        """Read what the environment gives: names and files with commas between them."""
+        return tuple(part.strip() for part in shadow.split(",") if part.strip()) if isinstance(shadow, str) else shadow
 
     @field_validator("detectors", mode="before")
     @classmethod

@@ -11,7 +11,7 @@ there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,10 @@ from stream.config import RunSettings
 from stream.dead_letters import DeadLetterFile
 from stream.engine import Engine, Outcome
 from stream.event import EventParser
+from stream.lag import lags
+from stream.operators import Operators
 from stream.reader import Reader
+from stream.shadows import label_of, open_shadows
 from stream.sinks import JsonlSink, Sink, open_sink
 from stream.sources import FileSource, Source, open_source
 from stream.sources.file_source import ENDINGS
@@ -47,6 +50,9 @@ NO_MARK = (None, "")
 
 IDLE = 0.2
 """Seconds without input after which the loop looks around: for a signal, or for a checkpoint that is due."""
+
+ASK_EVERY = 1.0
+"""Seconds between looks into the store for what operators ask for."""
 
 
 @dataclass(slots=True)
@@ -97,6 +103,7 @@ class Consumer:
         self.settings = settings
         self.metrics = Metrics(publish_on_commit=settings.state is not None)
         self.store: StateStore | None = None
+        self._asked_at = 0.0
         self.source: Source = open_source(
             settings.source, follow=settings.follow, stdin_continues=settings.stdin_continues
         )
@@ -104,9 +111,19 @@ class Consumer:
         self.dead_letter_path = dead_letter_path(settings)
         self.dead_letters = None if self.dead_letter_path is None else DeadLetterFile(self.dead_letter_path)
         self.engine: Engine = build_engine(settings, fetch=lambda lanes: self.store.fetch(lanes) if self.store else {})
+        # A dry run: the policy acts on the lanes of a shadow, and nothing on the live ones.
+        challengers = ([settings.policy] if settings.dry_run else []) + list(settings.shadow)
+        self.shadows = open_shadows(
+            challengers,
+            self.engine,
+            max_bytes=settings.pool_bytes,
+            fetch=lambda name, lanes: self.store.fetch(lanes, name) if self.store else {},
+        )
+        self.label = "none" if settings.dry_run else label_of(settings.policy)
+        self.operators = Operators(self.engine, self.metrics, self._last_acted)
         self.tape: TapeWriter | None = None
+        self.engine.writer.keeps_rows = settings.tape is not None or bool(self.shadows)
         if settings.tape is not None:
-            self.engine.writer.keeps_rows = True
             self.tape = TapeWriter(settings.tape, tape_head(settings, self.engine))
         parser = EventParser(
             strict=settings.strict, max_line_bytes=settings.max_line_bytes, vocabulary=self.engine.backbone.vocabulary
@@ -117,6 +134,9 @@ class Consumer:
         null = null_model(self.engine.writer)
         known = null is not None and np.isfinite(null.half_life)
         self.metrics.set("ebbtide_null_half_life_writes", null.half_life if null and known else None)
+        for policy, role in self._roles():
+            for kind in ActionKind:
+                self.metrics.add("ebbtide_policy_actions_total", 0, policy, role, kind.label)
         self.ready = False
         self.last_tick = clock()
         self._clock = clock
@@ -143,8 +163,10 @@ class Consumer:
         if self.settings.state is not None:
             self.store = StateStore(self.settings.state)
             self._open.callback(self.store.close)
-            self.store.claim(self.engine.writer.settings)
+            self.store.claim(self.engine.writer.settings, [shadow.name for shadow in self.shadows])
             checkpoint = self.store.load()
+            if self.tape is not None:
+                self.operators.remember(self.store.acted())
         self.metrics.restore(checkpoint.counters)
         if self.sink is not None:
             self.sink.open(*checkpoint.marks.get(self.sink.name, NO_MARK))
@@ -198,11 +220,14 @@ class Consumer:
             clock=self._clock,
         )
         begun = committed = self._clock()
+        self._act(begun)
         for batch in batcher.batches(IDLE):
             if batch is not None:
                 self._take(batch)
             now = self.last_tick = self._clock()
-            full = self.store is not None and self.engine.pool.wants_commit
+            if self._act(now):
+                committed = self._clock()
+            full = self.store is not None and any(engine.pool.wants_commit for engine in self._engines())
             if self._uncommitted and (full or now - committed >= self.settings.checkpoint_every):
                 self.commit()
                 committed = self._clock()
@@ -220,6 +245,31 @@ class Consumer:
         )
         return self.totals
 
+    def _act(self, now: float) -> bool:
+        """Do what operators asked for, and commit it; say whether there was anything."""
+        requests = []
+        if self.store is not None and now - self._asked_at >= ASK_EVERY:
+            self._asked_at = now
+            requests = self.store.requests()
+        if not self.operators.waiting and not requests:
+            return False
+        self.operators.take(requests)
+        self.commit()
+        return True
+
+    def _last_acted(self, stream: str) -> bytes | None:
+        done = self.store.acted(stream) if self.store is not None else []
+        return next((acted.before for acted in reversed(done) if acted.before is not None), None)
+
+    def _engines(self) -> Iterator[Engine]:
+        yield self.engine
+        yield from (shadow.engine for shadow in self.shadows)
+
+    def _roles(self) -> Iterator[tuple[str, str]]:
+        """Yield each policy's name and role, as in the metrics: the live one, then the shadows."""
+        yield self.label, "live"
+        yield from ((shadow.name, "shadow") for shadow in self.shadows)
+
     def stop(self) -> None:
         """Read no more; what was read is still processed, within the deadline."""
         self._stopping.set()
@@ -227,6 +277,7 @@ class Consumer:
     def close(self) -> None:
         """Let go of everything."""
         self.ready = False
+        self.operators.close()
         self._open.close()
 
     def commit(self) -> None:
@@ -243,16 +294,25 @@ class Consumer:
             with self._timed("commit"):
                 counters = self.metrics.persistent()
                 try:
-                    written = self.store.commit(self.engine.pool.records(), self._positions, marks, counters)
+                    written = self.store.commit(
+                        self.engine.pool.records(),
+                        self._positions,
+                        marks,
+                        counters,
+                        shadows={shadow.name: shadow.engine.pool.records() for shadow in self.shadows},
+                        acted=self.operators.acted,
+                    )
                 except Exception:
                     self.metrics.add("ebbtide_checkpoint_failures_total")
                     raise
-                self.engine.pool.committed()
+                for engine in self._engines():
+                    engine.pool.committed()
                 self.metrics.publish(counters)
                 self.metrics.add("ebbtide_checkpoint_lanes_total", written)
                 self.metrics.set("ebbtide_streams_stored", self.store.count())
             self.metrics.add("ebbtide_checkpoints_total")
             self.metrics.set("ebbtide_last_checkpoint_timestamp_seconds", time.time())
+        self.operators.committed()
         self._positions.clear()
         self._uncommitted = 0
 
@@ -266,9 +326,18 @@ class Consumer:
 
     def _take(self, batch: MicroBatch) -> None:
         start = time.perf_counter()
+        streams = list(dict.fromkeys(event.stream for event in batch.events)) if self.shadows else []
+        for shadow in self.shadows:
+            shadow.meet(streams)
         outcome = self.engine.process(batch.events, batch.ids)
         for stage, seconds in (outcome.seconds | batch.seconds).items():
             self._spent(stage, seconds)
+        with self._timed("shadows"):
+            followed = [shadow.follow(outcome) for shadow in self.shadows] if batch.events else []
+        if self.settings.dry_run and followed:
+            outcome.would = followed[0].actions
+        if self.tape is not None:
+            outcome.by_hand = self.operators.taped(outcome)
         with self._timed("sink"):
             if self.sink is not None:
                 self.sink.write(outcome)
@@ -284,6 +353,7 @@ class Consumer:
         self.totals.lines += batch.line_count
         with self._timed("export"):
             self._count(batch, outcome)
+            self._compare([outcome, *followed])
             self.metrics.observe("ebbtide_batch_seconds", time.perf_counter() - start)
 
     def _count(self, batch: MicroBatch, outcome: Outcome) -> None:
@@ -298,14 +368,21 @@ class Consumer:
             metrics.add("ebbtide_alarms_total", int(raised.sum()), name)
         kinds = np.bincount(outcome.actions.kind, minlength=len(ActionKind))
         for kind in ActionKind:
-            metrics.add("ebbtide_actions_total", int(kinds[kind]), kind.label)
+            metrics.add("ebbtide_actions_total", int(kinds[kind]), kind.label, "policy")
+        if outcome.would is not None:
+            tried = np.bincount(outcome.would.kind, minlength=len(ActionKind))
+            for kind in ActionKind:
+                metrics.add("ebbtide_actions_total", int(tried[kind]), kind.label, "dry_run")
         metrics.add("ebbtide_nonfinite_values_total", outcome.nonfinite)
         if self.sink is not None:
             metrics.add("ebbtide_sink_records_total", len(batch.events))
         for signal, histogram in SIGNAL_HISTOGRAMS.items():
             if signal in outcome.signals:
                 values = outcome.signals[signal]  # a sum that falls would look like a restart: lift can be negative
-                metrics.observe(histogram, values if signal != "retrieval_lift" else np.maximum(values, 0))
+                if signal == "retrieval_lift":
+                    values = np.maximum(values, 0)
+                metrics.observe(histogram, values, whose=lambda row: batch.events[row].stream)
+        metrics.observe("ebbtide_event_lag_seconds", lags(batch.events, time.time()))
         for probes in outcome.probes:
             self.forgetting.take(probes)
             for label, errors in by_age(probes).items():
@@ -321,6 +398,29 @@ class Consumer:
             metrics.set("ebbtide_source_backlog_bytes", backlog)
         for direction, count in pool.take_moves().items():
             metrics.add("ebbtide_spills_total", count, direction)
+
+    def _compare(self, outcomes: Sequence[Outcome]) -> None:
+        """Show the policies side by side."""
+        metrics = self.metrics
+        for (policy, role), outcome in zip(self._roles(), outcomes, strict=False):
+            for signal in ("write_error", "retrieval_error"):
+                if signal in outcome.signals:
+                    metrics.observe(f"ebbtide_policy_{signal}_ratio", outcome.signals[signal], policy, role)
+            kinds = np.bincount(outcome.actions.kind, minlength=len(ActionKind))
+            for kind in ActionKind:
+                metrics.add("ebbtide_policy_actions_total", int(kinds[kind]), policy, role, kind.label)
+        filed = [engine.runner.filed for engine in self._engines() if engine.runner.filed is not None]
+        metrics.set("ebbtide_filed_states", sum(each.used for each in filed))
+        metrics.set("ebbtide_filed_bytes", sum(each.bytes_reserved for each in filed))
+
+    def side_by_side(self) -> list[tuple[str, str, float, int]]:
+        """Return each policy's name, role, mean write error in this run, and the events that it is of."""
+        rows = []
+        for policy, role in self._roles():
+            seen = self.metrics.distribution("ebbtide_policy_write_error_ratio", policy, role)
+            count = seen.count if seen is not None else 0
+            rows.append((policy, role, seen.sum / count if seen is not None and count else np.nan, count))
+        return rows
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

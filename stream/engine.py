@@ -21,7 +21,7 @@ from torch import Tensor
 from memory.backbones.backbone import Ids
 from memory.lane_state import Column, Columns, LaneState, Slots
 from memory.stages import Stages
-from memory.state_pool import LaneRecord, StatePool
+from memory.state_pool import LaneRecord, StatePool, pack, unpack
 from memory.threads import torch_threads
 from memory.writers import Batch, Rows, Segments, Writer, Written
 from monitors.detectors.detector import Detector
@@ -61,6 +61,10 @@ class Outcome:
         Everything that the events wrote, where the writer keeps it; else None.
     probes
         What the probes gave, one for each round.
+    would
+        What a policy that is only tried would have done; None where none is.
+    by_hand
+        Index of an event → what operators did to its stream right before it, as JSON.
     """
 
     events: Sequence[Event]
@@ -73,6 +77,8 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
     rows: Rows | None = None
     probes: list[Retrieval] = field(default_factory=list)
+    would: Actions | None = None
+    by_hand: dict[int, list[str]] = field(default_factory=dict)
 
     def take(self, index: Slots, seq: npt.NDArray[np.int64], observed: Observations, actions: Actions) -> None:
         """Put one round's numbers in the places `index` of its events."""
@@ -132,8 +138,8 @@ class Engine:
         heads, rank = len(self._heads), writer.rank
         self.norm = StateNormMonitor(heads, rank, every=every, row_gates=writer.row_gates)
         self.retrieval = RetrievalErrorMonitor(heads, rank, every=every)
-        self.topic = topic_monitor_for(self.backbone)
-        writer.wants_edges = self.topic.wants_edges
+        self.topic = None if writer.knows_topic_shift else topic_monitor_for(self.backbone)
+        writer.wants_edges = self.topic is not None and self.topic.wants_edges
         self.detector_lanes = {signal: detector.new_lanes() for signal, detector in self.detectors.items()}
         self.runner = PolicyRunner(
             self.policy,
@@ -171,9 +177,10 @@ class Engine:
             ("last", "", self.last),
             ("norm", "", self.norm.lanes),
             ("probes", "", self.retrieval.lanes),
-            ("topic", self.topic.settings, self.topic.lanes),
             *((name, self.policy.model_dump_json(), lanes) for name, lanes in self.runner.beside.items()),
         ]
+        if self.topic is not None:
+            parts.append(("topic", self.topic.settings, self.topic.lanes))
         if self.writer.lanes is not None:
             parts.append(("writer", "", self.writer.lanes))
         for signal, detector in self.detectors.items():
@@ -279,7 +286,8 @@ class Engine:
         return signals, probes
 
     def _topic_shift(self, slots: Slots, ids: Sequence[Ids], written: Written) -> Floats:
-        if written.topic_shift_score is not None:  # on a tape: it depends on no policy
+        if self.topic is None:
+            assert written.topic_shift_score is not None
             return written.topic_shift_score
         offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in ids])])
         return self.topic.measure(slots, written.embedding, np.concatenate(ids), offsets, written.edges)
@@ -322,6 +330,55 @@ class Engine:
         if self.runner.filed is not None:  # filed states are of the same history
             for lanes in self.runner.beside.values():
                 lanes.clear(slots)
+
+    def decay(self, stream: str, factor: float) -> None:
+        """Multiply a stream's state, by hand."""
+        slots = self._touch(stream)
+        self.pool.states[int(slots[0])] *= factor
+        self.retrieval.expire(slots)
+
+    def take_up(self, stream: str, topic: int) -> None:
+        """Make the state that the policy filed under a number a stream's own, by hand.
+
+        Raises
+        ------
+        ValueError
+            Nothing is filed under it.
+        """
+        slots = self._touch(stream)
+        self.runner.take_up(self.pool.states.flatten(1, 2), int(slots[0]), topic)
+        self.norm.start_over(slots)
+        self.retrieval.expire(slots)
+
+    def held(self, stream: str) -> bytes:
+        """Return a stream's state and what its policy keeps of it, as `put_back` takes them."""
+        slots = self._touch(stream)
+        parts = {name: lanes.dump(slots)[0] for name, lanes in self._of_policy().items()}
+        parts["state"] = self.pool.states[int(slots[0])].cpu().numpy().tobytes()
+        return pack(parts)
+
+    def put_back(self, stream: str, held: bytes) -> None:
+        """Make a stream's state what it was, by hand; what the policy keeps too, if it is the same policy."""
+        slots, parts = self._touch(stream), unpack(held)
+        slot = int(slots[0])
+        state = np.frombuffer(parts["state"], np.float32).reshape(self.pool.shape)
+        self.pool.states[slot] = torch.from_numpy(state.copy())
+        for name, lanes in self._of_policy().items():
+            lanes.clear(slots)
+            if name in parts:
+                lanes.load(slot, parts[name])
+        self.norm.start_over(slots)
+        self.retrieval.expire(slots)
+
+    def events_of(self, stream: str) -> int:
+        """Return how many events a stream has had."""
+        return int(self.counts["events"][self._touch(stream)[0]])
+
+    def _touch(self, stream: str) -> Slots:
+        return self.pool.acquire([stream])
+
+    def _of_policy(self) -> dict[str, LaneState]:
+        return {name: lanes for name, lanes in self.pool.beside.items() if name.split("/")[0] in self.runner.beside}
 
     def _number(self, slots: Slots, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the events' numbers in their streams, and count them."""

@@ -7,7 +7,6 @@ Requests are answered on one daemon thread, beside the loop; nothing here can ch
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import socket
@@ -16,7 +15,6 @@ from collections.abc import Mapping
 from threading import Event, Thread
 from typing import Annotated, Any, Protocol
 
-import numpy as np
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import PlainTextResponse, Response
@@ -25,6 +23,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dashboards.live_page import content_security_policy, live_page
 from memory.errors import ConfigurationError, EbbtideError
+from stream.http_actions import Actor, add_actions
+from stream.http_events import CuttableProtocol, EventStream, LiveEvents
+from stream.plain_json import to_json
 
 MAX_CONNECTIONS = 128
 """Connections served at once; the next ones are answered 503 without more work."""
@@ -36,7 +37,7 @@ STOP_SECONDS = 5.0
 """How long `HttpServer.stop` waits for the thread. Answers under way get one second of it."""
 
 
-class Service(Protocol):
+class Service(Actor, Protocol):
     """What the application asks of the consumer.
 
     `exposition`, `healthy` and `ready` are called on the server's one thread and answer at once, from memory: while
@@ -85,32 +86,13 @@ class Service(Protocol):
         """Return one stream's row, with whatever more is known of it; None when there is no such stream."""
 
 
-def plain(value: Any) -> Any:
-    """Return `value` as JSON has it: numpy numbers as numbers, NaN and infinities as null.
-
-    Examples
-    --------
-    >>> plain({"state_norm": np.float32(1.5), "recent": [float("nan"), 2]})
-    {'state_norm': 1.5, 'recent': [None, 2]}
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 class _Json(Response):
-    """ASCII JSON: a stream's name may hold what UTF-8 cannot encode, such as half of a surrogate pair."""
+    """ASCII JSON on one line."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(plain(content), allow_nan=False, separators=(",", ":")).encode("ascii")
+        return to_json(content)
 
 
 HEADERS: Mapping[str, str] = {
@@ -176,16 +158,18 @@ class _Edge:
                 message = {**message, "headers": [*message.get("headers", ()), *self.headers]}
             await send(message)
 
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        await self.app({**scope, "method": method}, receive, pass_on)
+        if scope["method"] == "HEAD":  # an answer that never ends must know of it
+            scope = {**scope, "method": "GET", "state": {**scope.get("state", {}), "head": True}}
+        await self.app(scope, receive, pass_on)
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service, token: str | None = None) -> FastAPI:
     """Make the application.
 
-    GET and HEAD on `/metrics`, `/-/healthy`, `/-/ready`, `/api/summary`, `/api/streams`, `/api/streams/{id}`, `/` and
-    `/openapi.json`; other methods are answered 405. There is no page of documentation: FastAPI's loads its scripts from
-    elsewhere, and this application asks nothing of any other host.
+    GET and HEAD on `/metrics`, `/-/healthy`, `/-/ready`, `/api/summary`, `/api/streams`, `/api/streams/{id}`,
+    `/api/events`, `/` and `/openapi.json`; POST on `/api/streams/{id}/actions` for whoever has the token; other methods
+    are answered 405. There is no page of documentation: FastAPI's
+    loads its scripts from elsewhere, and this application asks nothing of any other host.
 
     Examples
     --------
@@ -202,7 +186,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.exception_handler(BaseHTTPException)
     async def refused(request: Request, error: BaseHTTPException) -> Response:
-        headers = {"Allow": "GET, HEAD"} if error.status_code == 405 else None
+        headers = {405: {"Allow": "GET, HEAD"}, 401: {"WWW-Authenticate": "Bearer"}}.get(error.status_code)
         return _Json({"detail": error.detail}, status_code=error.status_code, headers=headers)
 
     @app.exception_handler(Exception)
@@ -228,6 +212,17 @@ def create_app(service: Service) -> FastAPI:
     async def index() -> Response:
         return Response(page, media_type="text/html; charset=utf-8")
 
+    app.state.events = events = LiveEvents(service)
+
+    @app.get(
+        "/api/events",
+        response_class=Response,
+        responses={200: {"content": {"text/event-stream": {}}}},
+        summary="What the live page shows, as server-sent events",
+    )
+    async def live() -> Response:
+        return EventStream(events)
+
     # These may read the state store: FastAPI gives each a helper thread, so that they hold up nobody.
     @app.get("/api/summary", summary="The run at a glance")
     def summary() -> Response:
@@ -244,6 +239,7 @@ def create_app(service: Service) -> FastAPI:
             raise HTTPException(404, f"there is no stream named {name!r}")
         return _Json(found)
 
+    add_actions(app, service, token)
     return app
 
 
@@ -293,7 +289,7 @@ class HttpServer:
             uvicorn.Config(
                 app,
                 loop="asyncio",
-                http="h11",
+                http=CuttableProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,  # no handlers of its own: records go where the process sends its log
@@ -305,6 +301,7 @@ class HttpServer:
                 timeout_graceful_shutdown=1,
             ),
             self._up,
+            getattr(app.state, "events", None),
         )
         self._thread = Thread(target=self._serve, name="ebbtide-http", daemon=True)
 
@@ -356,15 +353,22 @@ class Seldom(logging.Filter):
 
 
 class _Server(uvicorn.Server):
-    """Says when it is up."""
+    """Says when it is up, and begins and ends the live events with itself."""
 
-    def __init__(self, config: uvicorn.Config, up: Event):
+    def __init__(self, config: uvicorn.Config, up: Event, events: LiveEvents | None):
         super().__init__(config)
-        self._up = up
+        self._up, self._events = up, events
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self._events is not None:
+            self._events.start()
         self._up.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._events is not None:
+            self._events.close()  # answers that never end would be waited for
+        await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -33,7 +33,10 @@ def options_of(
         fields = {name: field for name, field in model.model_fields.items() if name not in leave_out}
 
         def run(**arguments: Any) -> None:
-            given = {name: arguments.pop(name) for name in fields}
+            given = {
+                name: arguments.pop(name) or None if fields[name].default == () else arguments.pop(name)
+                for name in fields
+            }
             command(given=given, **arguments)
 
         own = [
@@ -59,7 +62,9 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         shown = ("yes" if default else "no") if kind is bool else default
         text += f" [default: {shown}]"
     option = typer.Option(*names, help=text.replace("[", r"\["), show_default=False)
-    declared = str if kind not in (bool, int, float, Path) else kind
+    declared: Any = str if kind not in (bool, int, float, Path) else kind
+    if kind is tuple:
+        declared = list[str]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[declared | None, option]
     )

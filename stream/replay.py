@@ -22,6 +22,7 @@ from monitors.observations import SIGNALS
 from monitors.policies import AnyPolicy, Policy
 from monitors.policies.policy import LABELS, ActionKind
 from stream.engine import Engine, Outcome
+from stream.operators import ByHand
 from stream.tape.format import TapeHead
 from stream.tape.tape_reader import TapeReader
 from stream.tape.taped_writer import TapedWriter
@@ -145,6 +146,7 @@ def replay(
         for writer, policy in zip(writers, policies.values(), strict=True)
     ]
     results = [Result(name) for name in policies]
+    hands = [ByHand(engine) for engine in engines]
     late: set[str] = set()
     seen: set[str] = set()
     for batch in reader.batches():
@@ -153,8 +155,12 @@ def replay(
                 seen.add(stream)
                 if seq:
                     late.add(stream)
-        for writer, engine, result in zip(writers, engines, results, strict=True):
+        by_hand = batch["by_hand"].to_pylist() if head.version >= 2 else []
+        for writer, engine, result, hand in zip(writers, engines, results, hands, strict=True):
             events, ids = writer.load(batch)
+            for event, actions in zip(events, by_hand, strict=False):
+                for action in actions or ():
+                    hand.repeat(event.stream, action)
             outcome = engine.process(events, ids)
             result.add(outcome, as_recorded(outcome, batch))
         each(results[0].events if results else 0)

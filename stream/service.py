@@ -6,16 +6,22 @@ import math
 import platform
 import time
 from collections import deque
+from concurrent.futures import Future
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from memory.lane_state import Slots
+from monitors.catalogue import ORIGINS, WORST, WORST_GAUGES
 from monitors.exporter import Exporter
 from monitors.observations import SIGNALS
 from monitors.policies.policy import ActionKind
 from stream.consumer import Consumer
+from stream.operators import Ask
+from stream.store import Acted
 
 WINDOW = 5.0
 """Seconds over which `events_per_second` and the means of the signals are taken."""
@@ -47,15 +53,22 @@ class ConsumerService:
                 "torch": torch.__version__,
                 "backbone": settings.backbone,
                 "device": str(engine.pool.device),
-                "policy": type(engine.policy).__name__,
+                "policy": consumer.label,
             },
+            refresh=self._refresh,
         )
         self._pace: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics and their content type."""
-        self._consumer.metrics.set("ebbtide_ready", int(self._consumer.ready))
         return self._exporter.exposition(accept)
+
+    def _refresh(self) -> None:
+        metrics, engine = self._consumer.metrics, self._consumer.engine
+        metrics.set("ebbtide_ready", int(self._consumer.ready))
+        for signal, values in worst(engine.last["signals"], engine.pool.slot_array(), WORST).items():
+            for place in range(WORST):
+                metrics.set(WORST_GAUGES[signal], values[place] if place < len(values) else None, str(place + 1))
 
     def healthy(self) -> tuple[bool, str]:
         """Say whether the loop turns."""
@@ -74,7 +87,7 @@ class ConsumerService:
         while len(self._pace) > 2 and now - self._pace[0][0] > WINDOW:
             self._pace.popleft()
         since, before = self._pace[0]
-        slots = np.fromiter(consumer.engine.pool.slots().values(), np.int64)
+        slots = consumer.engine.pool.slot_array()
         signals = np.asarray(consumer.engine.last["signals"][slots])
         means = [
             float(column[np.isfinite(column)].mean()) if np.isfinite(column).any() else None for column in signals.T
@@ -85,7 +98,17 @@ class ConsumerService:
             "events_per_second": (events - before) / (now - since) if now > since else 0.0,
             "dead_letters": metrics.by_label("ebbtide_dead_letters_total"),
             "alarms": metrics.by_label("ebbtide_alarms_total"),
-            "actions": metrics.by_label("ebbtide_actions_total"),
+            "actions": metrics.by_label("ebbtide_actions_total", "kind", origin="policy"),
+            "origins": {
+                origin: sum(count for kind, count in kinds.items() if kind != ActionKind.KEEP.label)
+                for origin in ORIGINS
+                if (kinds := metrics.by_label("ebbtide_actions_total", "kind", origin=origin))
+            },
+            "shadows": {
+                policy if role == "shadow" else f"{policy} (live)": {"write_error": error, "events": events}
+                for policy, role, error, events in consumer.side_by_side()
+                if consumer.shadows
+            },
             "streams_resident": len(slots),
             "streams_stored": metrics.get("ebbtide_streams_stored") or 0,
             "backlog_bytes": consumer.source.backlog(),
@@ -128,6 +151,39 @@ class ConsumerService:
             "last_alarm_seq": alarm if alarm >= 0 else None,
         }
 
+    def act(self, stream: str, ask: Ask) -> Future[Acted] | None:
+        """Ask the loop for an action on a stream."""
+        return self._consumer.operators.submit(stream, ask) if self._consumer.ready else None
+
+
+def worst(signals: npt.NDArray[np.float64], slots: Slots, count: int) -> dict[str, list[float]]:
+    """Return each signal's worst values among lanes, the worst first: the smallest lift, the largest of the others.
+
+    Parameters
+    ----------
+    signals
+        `[capacity, len(SIGNALS)]` float64; NaN where nothing was measured.
+    slots
+        `[n]` int64.
+    count
+        How many of each.
+
+    Examples
+    --------
+    >>> signals = np.tile(np.array([[3.0], [np.nan], [5.0]]), len(SIGNALS))
+    >>> found = worst(signals, np.array([0, 1, 2]), 2)
+    >>> found["state_norm"], found["retrieval_lift"]
+    ([5.0, 3.0], [3.0, 5.0])
+    """
+    found = {}
+    for column, signal in enumerate(SIGNALS):
+        sign = 1.0 if signal == "retrieval_lift" else -1.0
+        values = sign * signals[slots, column]
+        values = values[~np.isnan(values)]
+        few = np.sort(np.partition(values, count - 1)[:count] if len(values) > count else values)
+        found[signal] = (sign * few).tolist()
+    return found
+
 
 class Late:
     """A service that says "starting" until there is a consumer: the port is taken before the model is loaded."""
@@ -163,6 +219,10 @@ class Late:
         """Return one stream's numbers."""
         return None if self._service is None else self._service.stream(name)
 
+    def act(self, stream: str, ask: Ask) -> Future[Acted] | None:
+        """Ask for an action on a stream."""
+        return None if self._service is None else self._service.act(stream, ask)
+
 
 STARTING: dict[str, Any] = {
     "events": 0,
@@ -171,6 +231,8 @@ STARTING: dict[str, Any] = {
     "dead_letters": {},
     "alarms": {},
     "actions": {},
+    "origins": {},
+    "shadows": {},
     "streams_resident": 0,
     "streams_stored": 0,
     "backlog_bytes": None,

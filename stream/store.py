@@ -4,12 +4,15 @@ A checkpoint holds the lanes that changed, each partition's position, the marks 
 file, and the counters, and it is either all there or not at all. SQLite by default; the schema is plain, so that
 another database is a URL away.
 
-    run         one row a fact: schema version, and the settings that stored states depend on
-    owner       the epoch of the consumer that may commit; a newer consumer raises it, and the older one is refused
-    lanes       one row a lane: its state, and what the monitors and the policy keep beside it
-    partitions  one row a partition of the source: where to go on
-    marks       one row an output: up to where it belongs to this checkpoint
-    counters    one row: what has been counted since the first start
+    run           one row a fact: schema version, and the settings that stored states depend on
+    owner         the epoch of the consumer that may commit; a newer consumer raises it, and the older one is refused
+    lanes         one row a lane: its state, and what the monitors and the policy keep beside it
+    shadow_lanes  the same of each shadow
+    partitions    one row a partition of the source: where to go on
+    marks         one row an output: up to where it belongs to this checkpoint
+    counters      one row: what has been counted since the first start
+    requests      one row an action that an operator asked for and that was not taken yet
+    acted         one row an operator's action that was taken: on what, when, and what the state was before
 """
 
 from __future__ import annotations
@@ -29,24 +32,27 @@ import sqlalchemy as sql
 from sqlalchemy.engine import Connection, Engine
 
 from memory.errors import ConfigurationError, EbbtideError, StateMismatchError
-from memory.state_pool import LaneRecord
+from memory.state_pool import LaneRecord, pack, unpack
 from stream.sources.source import Position
 
-SCHEMA = 1
-"""Version of the tables. A store of another version is refused, never read."""
+SCHEMA = 2
+"""Version of the tables. Version 1 is brought up to it by the next run; any other is refused, never read."""
 
 _tables = sql.MetaData()
 _run = sql.Table("run", _tables, sql.Column("name", sql.Text, primary_key=True), sql.Column("value", sql.Text))
 _owner = sql.Table("owner", _tables, sql.Column("id", sql.Integer, primary_key=True), sql.Column("epoch", sql.Integer))
-_lanes = sql.Table(
-    "lanes",
-    _tables,
-    sql.Column("lane", sql.Text, primary_key=True),
-    sql.Column("layout", sql.Text),
-    sql.Column("state", sql.LargeBinary),
-    sql.Column("beside", sql.LargeBinary),
-    sql.Column("crc", sql.BigInteger),
-)
+
+
+def _lane_columns() -> Iterator[sql.Column[Any]]:
+    yield sql.Column("lane", sql.Text, primary_key=True)
+    yield sql.Column("layout", sql.Text)
+    yield sql.Column("state", sql.LargeBinary)
+    yield sql.Column("beside", sql.LargeBinary)
+    yield sql.Column("crc", sql.BigInteger)
+
+
+_lanes = sql.Table("lanes", _tables, *_lane_columns())
+_shadow_lanes = sql.Table("shadow_lanes", _tables, sql.Column("shadow", sql.Text, primary_key=True), *_lane_columns())
 _partitions = sql.Table(
     "partitions", _tables, sql.Column("partition", sql.Text, primary_key=True), sql.Column("position", sql.Text)
 )
@@ -60,6 +66,27 @@ _marks = sql.Table(
 _counters = sql.Table(
     "counters", _tables, sql.Column("id", sql.Integer, primary_key=True), sql.Column("values", sql.Text)
 )
+_requests = sql.Table(
+    "requests",
+    _tables,
+    sql.Column("id", sql.Integer, primary_key=True),
+    sql.Column("stream", sql.Text),
+    sql.Column("action", sql.Text),
+    sqlite_autoincrement=True,  # the number of a request that is done with must not be given again
+)
+_acted = sql.Table(
+    "acted",
+    _tables,
+    sql.Column("id", sql.Integer, primary_key=True),
+    sql.Column("request", sql.Integer),
+    sql.Column("stream", sql.Text, index=True),
+    sql.Column("seq", sql.BigInteger),
+    sql.Column("action", sql.Text),
+    sql.Column("outcome", sql.Text),
+    sql.Column("time", sql.Float),
+    sql.Column("before", sql.LargeBinary),
+)
+_NEW_IN_2 = (_shadow_lanes, _requests, _acted)
 
 FETCH = 500
 """Lanes asked for in one query, or written by one: databases bound the number of parameters, and memory is finite."""
@@ -74,6 +101,44 @@ class OutputMark(NamedTuple):
 
     mark: int
     identity: str = ""
+
+
+class Request(NamedTuple):
+    """An action that an operator asked for."""
+
+    id: int
+    stream: str
+    action: str
+
+
+class Acted(NamedTuple):
+    """An operator's action that was taken.
+
+    Attributes
+    ----------
+    request
+        The id of the row that asked for it; None where it came by HTTP.
+    stream
+        On which stream.
+    seq
+        Before which of its events.
+    action
+        What, as JSON.
+    outcome
+        What came of it, in words; it begins with "refused" where nothing was done.
+    time
+        Unix time in seconds.
+    before
+        The state's bytes before it, for taking it back; None where nothing was done.
+    """
+
+    request: int | None
+    stream: str
+    seq: int
+    action: str
+    outcome: str
+    time: float
+    before: bytes | None
 
 
 @dataclass(slots=True)
@@ -118,7 +183,7 @@ class StateStore:
     """
 
     def __init__(self, url: str, *, create: bool = True):
-        self._epoch = 0
+        self._epoch = self._version = 0
         self._lock: int | None = None
         self._database = _connect(url)
         self.url = _shown(url)
@@ -159,6 +224,7 @@ class StateStore:
             _tables.create_all(connection)
             connection.execute(_run.insert(), {"name": "schema", "value": str(SCHEMA)})
             connection.execute(_owner.insert(), {"id": 1, "epoch": 0})
+            self._version = SCHEMA
             return
         if "run" not in names:
             raise StateMismatchError(
@@ -166,20 +232,37 @@ class StateStore:
                 "not a state store of Ebbtide: choose another file"
             )
         version = connection.execute(sql.select(_run.c.value).where(_run.c.name == "schema")).scalar()
-        if version != str(SCHEMA):
+        if version not in ("1", str(SCHEMA)):
             raise StateMismatchError(
                 f"--state {self.url}: the store has schema version {version}, this Ebbtide reads version {SCHEMA}: "
                 "use the release that wrote it, or start with another --state"
             )
+        self._version = int(version)
 
-    def claim(self, settings: Mapping[str, str]) -> None:
-        """Become the one consumer that may commit.
+    def _bring_up(self, connection: Connection) -> None:
+        """Make a store of version 1 one of version 2: new tables, and an origin in each count of actions."""
+        if self._version == SCHEMA:
+            return
+        _tables.create_all(connection, tables=list(_NEW_IN_2))
+        stored = connection.execute(sql.select(_counters.c["values"])).scalar()
+        if stored:
+            counters = json.loads(stored)
+            rows = counters.get("ebbtide_actions_total", [])
+            if rows:
+                counters["ebbtide_actions_total"] = [[kind, "policy", count] for kind, count in rows]
+            connection.execute(_counters.update().values({"values": json.dumps(counters, separators=(",", ":"))}))
+        connection.execute(_run.update().where(_run.c.name == "schema").values(value=str(SCHEMA)))
+
+    def claim(self, settings: Mapping[str, str], shadows: Sequence[str] = ()) -> None:
+        """Become the one consumer that may commit. A store of an earlier version is brought up to this one.
 
         Parameters
         ----------
         settings
             What stored states depend on, by the name of the option that says it. Remembered by a new store; for one
             that exists they must be the same.
+        shadows
+            Those of this run. The lanes of others are dropped: from here on they would have a gap.
 
         Raises
         ------
@@ -200,10 +283,13 @@ class StateStore:
                         f"--state {self.url} was made with {name} {stored.get(name)}, but this run has {name} {value}: "
                         f"give it {name} {stored.get(name)}, or start with another --state"
                     )
+            self._bring_up(connection)
             rows = [{"name": name, "value": value} for name, value in settings.items()]
-            self._replace(connection, _run, _run.c.name, rows)
+            self._replace(connection, _run, [_run.c.name], rows)
+            connection.execute(_shadow_lanes.delete().where(_shadow_lanes.c.shadow.not_in(list(shadows))))
             connection.execute(_owner.update().values(epoch=_owner.c.epoch + 1))
             self._epoch = connection.execute(sql.select(_owner.c.epoch)).scalar_one()
+        self._version = SCHEMA
 
     def _take_lock(self) -> None:
         """Hold a lock on a file beside an SQLite store; it goes with the process, however that ends."""
@@ -260,8 +346,8 @@ class StateStore:
                 json.loads(counters) if counters else {},
             )
 
-    def fetch(self, lanes: Sequence[str]) -> dict[str, LaneRecord]:
-        """Return the stored ones among these lanes.
+    def fetch(self, lanes: Sequence[str], shadow: str | None = None) -> dict[str, LaneRecord]:
+        """Return the stored ones among these lanes, the live ones or those of a shadow.
 
         Raises
         ------
@@ -271,8 +357,9 @@ class StateStore:
         found: dict[str, LaneRecord] = {}
         with self._transaction() as connection:
             for first in range(0, len(lanes), FETCH):
-                some = lanes[first : first + FETCH]
-                for row in connection.execute(sql.select(_lanes).where(_lanes.c.lane.in_(some))):
+                table = _lanes if shadow is None else _shadow_lanes
+                query = sql.select(table).where(table.c.lane.in_(lanes[first : first + FETCH]))
+                for row in connection.execute(query if shadow is None else query.where(table.c.shadow == shadow)):
                     found[row.lane] = self._record(row)
         return found
 
@@ -293,8 +380,22 @@ class StateStore:
         positions: Mapping[str, Position],
         marks: Mapping[str, OutputMark],
         counters: Mapping[str, Any],
+        *,
+        shadows: Mapping[str, Iterable[tuple[str, LaneRecord]]] | None = None,
+        acted: Sequence[Acted] = (),
     ) -> int:
         """Store a checkpoint: all of it, or, if this raises, nothing. Returns the number of lanes written.
+
+        Parameters
+        ----------
+        lanes
+            The lanes that changed.
+        positions, marks, counters
+            As in `Checkpoint`; a partition that did not move may be left out.
+        shadows
+            Shadow → its lanes that changed.
+        acted
+            Operators' actions that were taken since the last checkpoint; what asked for them is done with.
 
         Raises
         ------
@@ -303,32 +404,79 @@ class StateStore:
         EbbtideError
             The database cannot store it, such as for want of room.
         """
-        written, rest = 0, iter(lanes)
+        written = 0
         with self._transaction() as connection:
             mine = connection.execute(_owner.update().where(_owner.c.epoch == self._epoch).values(epoch=self._epoch))
             if mine.rowcount != 1:
                 raise FencedError(f"--state {self.url}: another consumer has taken this store over; this one stops")
+            rest = iter(lanes)
             while rows := [_row(lane, record) for lane, record in islice(rest, FETCH)]:
-                self._replace(connection, _lanes, _lanes.c.lane, rows)
+                self._replace(connection, _lanes, [_lanes.c.lane], rows)
                 written += len(rows)
+            for shadow, changed in (shadows or {}).items():
+                rest, key = iter(changed), [_shadow_lanes.c.shadow, _shadow_lanes.c.lane]
+                while rows := [{"shadow": shadow} | _row(lane, record) for lane, record in islice(rest, FETCH)]:
+                    self._replace(connection, _shadow_lanes, key, rows)
+                    written += len(rows)
+            if acted:
+                connection.execute(_acted.insert(), [each._asdict() for each in acted])
+                asked = [each.request for each in acted if each.request is not None]
+                connection.execute(_requests.delete().where(_requests.c.id.in_(asked)))
             places = [{"partition": name, "position": place.to_json()} for name, place in positions.items()]
-            self._replace(connection, _partitions, _partitions.c.partition, places)
+            self._replace(connection, _partitions, [_partitions.c.partition], places)
             # An output that this run leaves out has a gap from here on: its old mark is no place to go on from.
             connection.execute(_marks.delete().where(_marks.c.output.not_in(list(marks))))
             marked = [{"output": name, "mark": mark, "identity": identity} for name, (mark, identity) in marks.items()]
-            self._replace(connection, _marks, _marks.c.output, marked)
+            self._replace(connection, _marks, [_marks.c.output], marked)
             values = json.dumps(counters, separators=(",", ":"))
-            self._replace(connection, _counters, _counters.c.id, [{"id": 1, "values": values}])
+            self._replace(connection, _counters, [_counters.c.id], [{"id": 1, "values": values}])
         return written
 
     def _replace(
-        self, connection: Connection, table: sql.Table, key: sql.Column[Any], rows: Sequence[Mapping[str, Any]]
+        self,
+        connection: Connection,
+        table: sql.Table,
+        key: Sequence[sql.Column[Any]],
+        rows: Sequence[Mapping[str, Any]],
     ) -> None:
         if not rows:
             return
         insert = _dialect_insert(connection.dialect.name)(table)
-        others = {column.name: insert.excluded[column.name] for column in table.columns if column.name != key.name}
-        connection.execute(insert.on_conflict_do_update(index_elements=[key], set_=others), list(rows))
+        others = {column.name: insert.excluded[column.name] for column in table.columns if not column.primary_key}
+        connection.execute(insert.on_conflict_do_update(index_elements=list(key), set_=others), list(rows))
+
+    def ask(self, stream: str, action: str) -> int:
+        """Ask whoever consumes for an action on a stream; return the request's id. Needs no claim."""
+        self._need_current()
+        with self._transaction() as connection:
+            made = connection.execute(
+                _requests.insert().returning(_requests.c.id), {"stream": stream, "action": action}
+            )
+            return int(made.scalar_one())
+
+    def requests(self) -> list[Request]:
+        """Return what was asked for and not taken yet, in order."""
+        with self._transaction() as connection:
+            return [Request(*row) for row in connection.execute(sql.select(_requests).order_by(_requests.c.id))]
+
+    def acted(self, stream: str | None = None, *, request: int | None = None) -> list[Acted]:
+        """Return the operators' actions that were taken, in order: all, those on a stream, or the one of a request."""
+        if self._version < SCHEMA:
+            return []
+        query = sql.select(*(_acted.c[name] for name in Acted._fields)).order_by(_acted.c.id)
+        if stream is not None:
+            query = query.where(_acted.c.stream == stream)
+        if request is not None:
+            query = query.where(_acted.c.request == request)
+        with self._transaction() as connection:
+            return [Acted(*row) for row in connection.execute(query)]
+
+    def _need_current(self) -> None:
+        if self._version < SCHEMA:
+            raise StateMismatchError(
+                f"--state {self.url}: the store has schema version {self._version}: `ebbtide run` with this --state "
+                f"brings it up to version {SCHEMA}"
+            )
 
     def _record(self, row: Any) -> LaneRecord:
         if row.crc != _crc(row.state, row.beside):
@@ -336,7 +484,7 @@ class StateStore:
                 f"--state {self.url}: the stored lane {row.lane!r} fails its checksum: the file was damaged; restore a "
                 "copy of it, or start with another --state"
             )
-        return LaneRecord(row.layout, row.state, _unpack(row.beside))
+        return LaneRecord(row.layout, row.state, unpack(row.beside))
 
     def close(self) -> None:
         """Let go of the database and of the lock."""
@@ -392,24 +540,9 @@ def _dialect_insert(dialect: str) -> Any:
 
 
 def _row(lane: str, record: LaneRecord) -> dict[str, Any]:
-    beside = _pack(record.beside)
+    beside = pack(record.beside)
     crc = _crc(record.state, beside)
     return {"lane": lane, "layout": record.layout, "state": record.state, "beside": beside, "crc": crc}
-
-
-def _pack(parts: Mapping[str, bytes]) -> bytes:
-    """Put named blobs end to end behind one line that says how long each is."""
-    head = json.dumps({name: len(blob) for name, blob in parts.items()}).encode()
-    return b"\n".join([head, b"".join(parts.values())])
-
-
-def _unpack(packed: bytes) -> dict[str, bytes]:
-    head, _, body = packed.partition(b"\n")
-    parts, at = {}, 0
-    for name, length in json.loads(head).items():
-        parts[name] = body[at : at + length]
-        at += length
-    return parts
 
 
 def _crc(state: bytes, beside: bytes) -> int:

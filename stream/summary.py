@@ -27,7 +27,12 @@ def print_summary(consumer: Consumer, totals: Totals) -> None:
     row("events/s", f"{totals.events / totals.seconds:,.0f}" if totals.seconds else "-")
     row("streams", f"{consumer.store.count() if consumer.store else consumer.engine.pool.resident:,}")
     row("alarms", _counts(metrics.by_label("ebbtide_alarms_total")))
-    row("actions", _counts(metrics.by_label("ebbtide_actions_total")))
+    for origin, title in (("policy", "actions"), ("operator", "actions by hand"), ("dry_run", "would have done")):
+        counts = metrics.by_label("ebbtide_actions_total", "kind", origin=origin)
+        if origin == "policy" or any(counts.values()):
+            row(title, _counts(counts))
+    if consumer.shadows:
+        row("write error", _side_by_side(consumer))
     row("dead letters", _counts(metrics.by_label("ebbtide_dead_letters_total")))
     row("records", settings.sink.removeprefix("jsonl:") if settings.sink else "none (--sink jsonl:PATH writes them)")
     if consumer.dead_letter_path is not None:
@@ -36,6 +41,12 @@ def print_summary(consumer: Consumer, totals: Totals) -> None:
     if not totals.drained:
         row("stopped", "before all that was read was processed; the same command goes on from there")
     Console().print(table)
+
+
+def _side_by_side(consumer: Consumer) -> str:
+    """Say how well each policy's states predicted what was said next, in this run."""
+    compared = consumer.side_by_side()
+    return ", ".join(f"{policy} {error:.4f} ({role})" for policy, role, error, events in compared if events) or "none"
 
 
 def _counts(counts: dict[str, int | float]) -> str:

@@ -65,7 +65,7 @@ class SampleService:
             "events_per_second": 20000.0,
             "dead_letters": self.metrics.by_label("ebbtide_dead_letters_total"),
             "alarms": self.metrics.by_label("ebbtide_alarms_total"),
-            "actions": self.metrics.by_label("ebbtide_actions_total"),
+            "actions": self.metrics.by_label("ebbtide_actions_total", "kind"),
             "streams_resident": len(self.rows),
             "streams_stored": len(self.rows),
             "backlog_bytes": get("ebbtide_source_backlog_bytes"),
@@ -209,7 +209,7 @@ class TestApi:
 
     @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
     @pytest.mark.parametrize(
-        "path", ["/metrics", "/-/healthy", "/-/ready", "/api/summary", "/api/streams", "/api/streams/plain", "/"]
+        "path", ["/metrics", "/-/healthy", "/-/ready", "/api/summary", "/api/streams/plain", "/api/events", "/"]
     )
     def test_other_methods_are_405(self, shared: httpx.Client, method: str, path: str) -> None:
         answer = shared.request(method, path)
@@ -224,6 +224,7 @@ class TestApi:
             "/api/summary",
             "/api/streams",
             "/api/streams/{name}",
+            "/api/events",
         }
 
     def test_a_failing_service_is_a_500_without_its_secrets(self, caplog: pytest.LogCaptureFixture) -> None:

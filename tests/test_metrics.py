@@ -26,6 +26,7 @@ PERSISTENT = {
     "ebbtide_dead_letters_total",
     "ebbtide_alarms_total",
     "ebbtide_actions_total",
+    "ebbtide_policy_actions_total",
     "ebbtide_nonfinite_values_total",
 }
 
@@ -112,9 +113,9 @@ class TestWriting:
                 ValueError,
                 r"expected no labels after the value, got \('x',\)",
             ),
-            (lambda m: m.add("ebbtide_actions_total", 1), ValueError, r"expected labels \('kind',\)"),
+            (lambda m: m.add("ebbtide_actions_total", 1), ValueError, r"expected labels \('kind', 'origin'\)"),
             (lambda m: m.add("ebbtide_actions_total", "keep"), TypeError, "the value comes before the labels"),
-            (lambda m: m.add("ebbtide_actions_total", 1, 0), TypeError, "strings, got 0"),
+            (lambda m: m.add("ebbtide_actions_total", 1, 0, "policy"), TypeError, "strings, got 0"),
             (lambda m: m.add("ebbtide_events_total", -1), ValueError, "only goes up"),
             (lambda m: m.add("ebbtide_events_total", math.nan), ValueError, "only goes up"),
             (lambda m: m.add("ebbtide_events_total", math.inf), ValueError, "only goes up"),
@@ -125,7 +126,7 @@ class TestWriting:
             (lambda m: m.observe("ebbtide_stage_seconds", 0.1), ValueError, "expected labels"),
             (lambda m: m.observe("ebbtide_stage_seconds", "scan"), TypeError, "the value comes before"),
             (lambda m: m.get("ebbtide_state_norm"), ValueError, "is a histogram"),
-            (lambda m: m.by_label("ebbtide_events_total"), ValueError, "one label"),
+            (lambda m: m.by_label("ebbtide_events_total"), ValueError, r"expected one of its labels \(\)"),
         ],
     )
     def test_a_slip_is_named_and_changes_nothing(self, call: Any, error: type[Exception], message: str) -> None:

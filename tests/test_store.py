@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -17,7 +19,7 @@ from sqlalchemy.engine import Engine
 from memory.errors import ConfigurationError, EbbtideError, StateMismatchError
 from memory.state_pool import LaneRecord
 from stream.sources.source import Position
-from stream.store import FencedError, OutputMark, StateStore
+from stream.store import Acted, FencedError, OutputMark, Request, StateStore
 
 SETTINGS = {"--rank": "2", "--seed": "0"}
 ANN = LaneRecord(
@@ -248,14 +250,89 @@ def test_before_the_first_checkpoint_settings_may_still_change(url: str, store: 
 @pytest.mark.parametrize("create", [True, False])
 def test_another_version_is_refused_and_nothing_is_changed(url: str, store: StateStore, create: bool) -> None:
     store.close()
-    change(url, "UPDATE run SET value = '2' WHERE name = 'schema'")
+    change(url, "UPDATE run SET value = '3' WHERE name = 'schema'")
     path = Path(url.removeprefix("sqlite:///"))
     before = path.read_bytes()
     with pytest.raises(
-        StateMismatchError, match="schema version 2, this Ebbtide reads version 1: use the release that"
+        StateMismatchError, match="schema version 3, this Ebbtide reads version 2: use the release that"
     ):
         StateStore(url, create=create)
     assert path.read_bytes() == before
+
+
+OLD = Path(__file__).parent / "data" / "state-v1.db"
+"""Written by the release before: `hashing`, rank 4, two streams of 30 events."""
+
+
+@pytest.fixture
+def old(url: str) -> StateStore:
+    shutil.copy(OLD, url.removeprefix("sqlite:///"))
+    return StateStore(url, create=False)
+
+
+def test_a_store_of_the_release_before_is_brought_up_by_the_next_run(old: StateStore, url: str) -> None:
+    lanes, positions, settings = dict(old.lanes()), old.load().positions, old.settings
+    assert len(lanes) == 2
+    old.claim(settings, ["decay"])
+    assert old.load().counters["ebbtide_actions_total"] == [["keep", "policy", 60]]
+    assert (dict(old.lanes()), old.load().positions, old.settings) == (lanes, positions, settings)
+    old.commit([], {}, {}, old.load().counters, shadows={"decay": [("ann", ANN)]})
+    old.close()
+    again = StateStore(url, create=False)
+    assert again.ask("ann", "{}") == 1
+    assert again.fetch(["ann"], shadow="decay") == {"ann": ANN}
+    assert again.load().counters["ebbtide_actions_total"] == [["keep", "policy", 60]]
+    again.close()
+
+
+def test_it_is_read_as_it_is_and_left_as_it_is(old: StateStore, url: str) -> None:
+    before = Path(url.removeprefix("sqlite:///")).read_bytes()
+    assert old.acted() == []
+    assert old.load().counters["ebbtide_actions_total"] == [["keep", 60]]
+    with pytest.raises(StateMismatchError, match=r"schema version 1: `ebbtide run` with this --state brings it up"):
+        old.ask("ann", "{}")
+    with pytest.raises(StateMismatchError, match=r"was made with --rank 4, but this run has --rank 2"):
+        old.claim({**old.settings, "--rank": "2"})
+    old.close()
+    database(url).execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    found = database(url)
+    assert {name for (name,) in found.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} == {
+        *("run", "owner", "lanes", "partitions", "marks", "counters")
+    }
+    assert json.loads(found.execute('SELECT "values" FROM counters').fetchone()[0])["ebbtide_actions_total"] == [
+        ["keep", 60]
+    ]
+    assert len(Path(url.removeprefix("sqlite:///")).read_bytes()) == len(before)
+
+
+def test_shadows_have_lanes_of_their_own(store: StateStore, url: str) -> None:
+    store.commit([("ann", ANN)], {}, {}, {}, shadows={"decay": [("ann", BOB), ("bob", ANN)], "auto": []})
+    assert store.fetch(["ann", "bob"]) == {"ann": ANN}
+    assert store.fetch(["ann", "bob"], shadow="decay") == {"ann": BOB, "bob": ANN}
+    assert store.fetch(["ann"], shadow="auto") == {}
+    store.commit([], {}, {}, {}, shadows={"decay": [("ann", ANN)]})
+    assert store.fetch(["ann", "bob"], shadow="decay") == {"ann": ANN, "bob": ANN}
+    assert dict(store.lanes()) == {"ann": ANN}
+    store.claim(SETTINGS, ["decay"])
+    assert len(store.fetch(["ann", "bob"], shadow="decay")) == 2
+    store.claim(SETTINGS)  # a run without it: there would be a gap
+    assert store.fetch(["ann", "bob"], shadow="decay") == {}
+
+
+def test_what_an_operator_asks_for_is_kept_until_it_is_done(store: StateStore, url: str) -> None:
+    other = StateStore(url, create=False)
+    assert [other.ask("ann", '{"kind": "reset"}'), other.ask("bob", '{"kind": "decay"}')] == [1, 2]
+    assert store.requests() == [Request(1, "ann", '{"kind": "reset"}'), Request(2, "bob", '{"kind": "decay"}')]
+    done = Acted(1, "ann", 7, '{"kind": "reset"}', "reset", 1.5, b"state")
+    store.commit([], {}, {}, {}, acted=[done])
+    assert [each.id for each in store.requests()] == [2]
+    store.commit([], {}, {}, {}, acted=[done._replace(request=2, stream="bob")])
+    assert other.ask("bob", "{}") == 3  # no number is given twice
+    by_http = done._replace(request=None, stream="bob")
+    store.commit([], {}, {}, {}, acted=[by_http])
+    assert other.acted() == [done, done._replace(request=2, stream="bob"), by_http]
+    assert other.acted("ann") == other.acted(request=1) == [done]
+    other.close()
 
 
 @pytest.mark.parametrize("create", [True, False])

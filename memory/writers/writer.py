@@ -161,6 +161,8 @@ class Writer(ABC):
         What is kept for each lane beside its state, or None.
     keeps_rows
         Whether `Batch.rows` will be asked for.
+    knows_topic_shift
+        Whether `Written.topic_shift_score` is known already, so that nobody has to measure it.
     wants_edges
         Whether `Written.edges` will be asked for. A writer attached to a model gives none.
     """
@@ -172,6 +174,7 @@ class Writer(ABC):
     mode: str
     lanes: LaneState | None = None
     keeps_rows: bool = False
+    knows_topic_shift: bool = False
     wants_edges: bool = False
 
     @property

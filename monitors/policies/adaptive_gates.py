@@ -62,6 +62,17 @@ class AdaptiveGatesPolicy(Policy):
 
     undoes_writes: ClassVar[bool] = True
     learns_gates: ClassVar[bool] = True
+    shaping: ClassVar[frozenset[str]] = frozenset({"heads", "rank"})
+
+    @property
+    def looks_at(self) -> frozenset[str]:
+        """None of the signals."""
+        return frozenset()
+
+    @property
+    def hears(self) -> frozenset[str]:
+        """None of the alarms."""
+        return frozenset()
 
     def fitted(self, heads: int, rank: int) -> AdaptiveGatesPolicy:
         """Return the same for states `[H, R, R]`."""

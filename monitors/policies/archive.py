@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -80,6 +80,18 @@ class ArchivePolicy(ActionGuard):
     cool_down: int = Field(default=0, ge=0)
     budget: int | None = Field(default=250, ge=0)
 
+    shaping: ClassVar[frozenset[str]] = frozenset({"most"})
+
+    @property
+    def looks_at(self) -> frozenset[str]:
+        """None of the signals."""
+        return frozenset()
+
+    @property
+    def hears(self) -> frozenset[str]:
+        """None of the alarms."""
+        return frozenset()
+
     @property
     def ways(self) -> int:
         """The filed states, the newcomer and the branch, in this order."""
@@ -108,6 +120,12 @@ class ArchivePolicy(ActionGuard):
         lanes["live"][observations.slots] = moves.live
         actions.moves = moves
         return actions
+
+    def took_up(self, lanes: Columns, slot: int, way: int) -> None:
+        """Be sure of that state."""
+        lanes["weight"][slot] = np.eye(self.most + 2)[way]
+        lanes["in_force"][slot] = lanes["live"][slot] = way
+        lanes["branched"][slot] = False
 
     def route(self, lanes: Columns, seen: BankObservations) -> tuple[Actions, Moves]:
         """Move the belief, and return what to do where the archive is in charge of the lane's own state."""

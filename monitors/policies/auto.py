@@ -85,6 +85,12 @@ class AutoPolicy(ArchivePolicy):
             "live": Column("int64", fill=self.untouched),
         }
 
+    def took_up(self, lanes: Columns, slot: int, way: int) -> None:
+        """Be sure of that state, and let the archive lead until it lags."""
+        super().took_up(lanes, slot, way)
+        lanes["leads"][slot] = True
+        lanes["ahead"][slot] = lanes["behind"][slot] = 0.0
+
     def decide(self, lanes: Columns, observations: Observations) -> Actions:
         """Move the archive, then choose who leads."""
         if not isinstance(observations, BankObservations):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from memory.lane_state import Columns
@@ -36,9 +35,21 @@ class DecayPolicy(Policy):
     policy: Literal["decay"] = "decay"
     factor: float = Field(default=0.99, gt=0, le=1)
 
+    @property
+    def looks_at(self) -> frozenset[str]:
+        """None of the signals."""
+        return frozenset()
+
+    @property
+    def hears(self) -> frozenset[str]:
+        """None of the alarms."""
+        return frozenset()
+
     def decide(self, lanes: Columns, observations: Observations) -> Actions:
         """Decay every lane."""
-        n = len(observations)
-        if self.factor == 1:
-            return Actions.keep(n)
-        return Actions(np.full(n, ActionKind.DECAY, np.int8), np.full(n, self.factor), ["constant"] * n)
+        actions = Actions.keep(len(observations))
+        actions.factor[:] = self.factor
+        decays = actions.factor != 1
+        actions.kind[decays] = ActionKind.DECAY
+        actions.reason = ["constant" if decay else "" for decay in decays.tolist()]
+        return actions

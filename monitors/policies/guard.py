@@ -7,7 +7,7 @@ from pydantic import Field
 
 from memory.lane_state import Column, Columns, Slots
 from monitors.observations import Flags
-from monitors.policies.policy import Policy
+from monitors.policies.policy import Policy, of
 
 BUDGET_EVENTS = 1_000
 """The events of a lane that one budget is for."""
@@ -65,9 +65,9 @@ class ActionGuard(Policy):
         at, event = slots[asking], event[asking]
         acted_at = lanes["acted_at"][at]
         spent = np.where(acted_at // BUDGET_EVENTS == event // BUDGET_EVENTS, lanes["spent"][at], 0)
-        may = event - acted_at > self.cool_down
+        may = event - acted_at > of(self.cool_down, asking)
         if self.budget is not None:
-            may &= spent < self.budget
+            may &= spent < of(self.budget, asking)
         lanes["acted_at"][at[may]] = event[may]
         lanes["spent"][at[may]] = spent[may] + 1
         admitted = np.zeros(len(slots), dtype=np.bool_)

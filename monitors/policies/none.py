@@ -23,6 +23,16 @@ class NoPolicy(Policy):
 
     policy: Literal["none"] = "none"
 
+    @property
+    def looks_at(self) -> frozenset[str]:
+        """None of the signals."""
+        return frozenset()
+
+    @property
+    def hears(self) -> frozenset[str]:
+        """None of the alarms."""
+        return frozenset()
+
     def decide(self, lanes: Columns, observations: Observations) -> Actions:
         """Keep."""
         return Actions.keep(len(observations))

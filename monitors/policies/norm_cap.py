@@ -10,7 +10,7 @@ from pydantic import Field
 from memory.lane_state import Columns
 from monitors.observations import Observations
 from monitors.policies.guard import ActionGuard
-from monitors.policies.policy import ActionKind, Actions
+from monitors.policies.policy import ActionKind, Actions, of
 
 
 class NormCapPolicy(ActionGuard):
@@ -43,13 +43,23 @@ class NormCapPolicy(ActionGuard):
     to: float = Field(default=0.9, gt=0, le=1)
     cool_down: int = Field(default=0, ge=0)
 
+    @property
+    def looks_at(self) -> frozenset[str]:
+        """The norm."""
+        return frozenset({"state_norm"})
+
+    @property
+    def hears(self) -> frozenset[str]:
+        """None of the alarms."""
+        return frozenset()
+
     def decide(self, lanes: Columns, observations: Observations) -> Actions:
         """Decay the lanes that are over the cap; reset those whose norm is infinite. NaN is no reason to act."""
         norm = observations.signals["state_norm"]
         now = self.admit(lanes, observations.slots, norm > self.cap)
         actions = Actions.keep(len(observations))
         if now.any():
-            factor = self.to * self.cap / norm[now]
+            factor = of(self.to, now) * of(self.cap, now) / norm[now]
             actions.kind[now] = np.where(factor > 0, ActionKind.DECAY, ActionKind.RESET)
             actions.factor[now] = factor
             for i in np.flatnonzero(now).tolist():

@@ -11,7 +11,7 @@ from memory.lane_state import Columns
 from monitors.detectors.slips import likely_slip
 from monitors.observations import SIGNALS, Observations
 from monitors.policies.guard import ActionGuard
-from monitors.policies.policy import ActionKind, Actions
+from monitors.policies.policy import ActionKind, Actions, of
 
 ALARMS = (*("topic_shift" if signal == "topic_shift_score" else signal for signal in SIGNALS), "non_finite")
 """The alarms there can be: one for each signal, by its name or `topic_shift`, and one for a non-finite state."""
@@ -38,6 +38,16 @@ class OnAlarm(ActionGuard):
         return names
 
     @property
+    def looks_at(self) -> frozenset[str]:
+        """None of the signals."""
+        return frozenset()
+
+    @property
+    def hears(self) -> frozenset[str]:
+        """The alarms to act on."""
+        return frozenset(self.on)
+
+    @property
     @abstractmethod
     def effect(self) -> tuple[ActionKind, float]:
         """What to do to a lane that alarms: the kind of action and its factor."""
@@ -50,7 +60,8 @@ class OnAlarm(ActionGuard):
         acting = np.flatnonzero(self.admit(lanes, observations.slots, wanted))
         actions = Actions.keep(n)
         if len(acting):
-            actions.kind[acting], actions.factor[acting] = self.effect
+            kind, factor = self.effect
+            actions.kind[acting], actions.factor[acting] = kind, of(factor, acting)
             for i in acting.tolist():
                 actions.reason[i] = next(name for name, flags in fired if flags[i])
         return actions

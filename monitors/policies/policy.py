@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +91,17 @@ class Actions:
         return cls(np.zeros(n, np.int8), np.ones(n), [""] * n)
 
 
+def of(setting: Any, rows: npt.NDArray[np.int64] | Flags) -> Any:
+    """Return a setting for some of the lanes observed: a number as it is, of one number a lane those at `rows`.
+
+    Examples
+    --------
+    >>> of(8, np.array([2])), of(np.array([8, 9, 10]), np.array([2])).tolist()
+    (8, [10])
+    """
+    return setting[rows] if isinstance(setting, np.ndarray) else setting
+
+
 class Policy(BaseModel, ABC):
     """Settings and rule of a policy, vectorised over lanes.
 
@@ -98,15 +109,32 @@ class Policy(BaseModel, ABC):
     in `Columns`. `decide` is a pure function of the observations and of those columns. It sees events up to this one
     and acts on what the lane held *before* this one: the segment just written is kept whole, since it may be the first
     of a new topic.
+
+    Many policies of one class can decide at once: every number among the settings may be an array `[n]` (in a model
+    inside the policy `[n, 1]`), one for each of the lanes observed, which are then all lanes, in their order
+    (`stream.many.stacked_policy`). Hence `of`, wherever a setting meets some of the lanes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shaping: ClassVar[frozenset[str]] = frozenset()
+    """The numbers among the settings that shape what is remembered, and so cannot differ from lane to lane."""
 
     undoes_writes: ClassVar[bool] = False
     """Whether an action may need the state as it was before the segment, as `gain` does."""
 
     learns_gates: ClassVar[bool] = False
     """Whether `decide` looks at each event's key and mistake."""
+
+    @property
+    def looks_at(self) -> frozenset[str] | None:
+        """The signals that `decide` reads; None: it may be any. Elsewhere they need not be measured in a replay."""
+        return None
+
+    @property
+    def hears(self) -> frozenset[str] | None:
+        """The alarms that `decide` reads; None: it may be any."""
+        return None
 
     @property
     def ways(self) -> int:
@@ -125,6 +153,10 @@ class Policy(BaseModel, ABC):
     def columns(self) -> dict[str, Column]:
         """Name the columns that `decide` needs; none by default."""
         return {}
+
+    def took_up(self, lanes: Columns, slot: int, way: int) -> None:
+        """Take note that somebody else has made the state filed under `way` the lane's own."""
+        raise NotImplementedError(f"{type(self).__name__} has no ways")
 
     def new_lanes(self) -> Columns:
         """Make the memory that `decide` needs, empty."""

@@ -38,6 +38,16 @@ class ScheduledResetPolicy(ActionGuard):
     every: int = Field(default=100, ge=1)
     cool_down: int = Field(default=0, ge=0)
 
+    @property
+    def looks_at(self) -> frozenset[str]:
+        """None of the signals."""
+        return frozenset()
+
+    @property
+    def hears(self) -> frozenset[str]:
+        """None of the alarms."""
+        return frozenset()
+
     def decide(self, lanes: Columns, observations: Observations) -> Actions:
         """Reset the lanes whose turn it is."""
         event = lanes["events"][observations.slots]

@@ -99,6 +99,7 @@ class TopicBelief(BaseModel):
         belief[:, :-1] = np.where(held, prior * odds, 0.0)
         belief[:, -1:] = (1 - self.passing_ends) * away + self.passing * (1 - away)
         fresh = self.hazard * self.novelty
-        again: Flags = belief[:, -2] <= fresh
-        belief[:, -2] += fresh
+        newcomer = belief[:, -2:-1]
+        again: Flags = (newcomer <= fresh)[:, 0]
+        newcomer += fresh
         return belief / belief.sum(axis=1, keepdims=True), again

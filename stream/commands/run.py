@@ -64,10 +64,12 @@ def _listen(settings: RunSettings, stack: ExitStack) -> Callable[[Consumer], Non
     if not settings.metrics_port:
         return None
     from stream.http import HttpServer, create_app
+    from stream.http_actions import read_token
     from stream.service import Late
 
     late = Late()
-    server = HttpServer(create_app(late), settings.metrics_host, settings.metrics_port)
+    app = create_app(late, read_token(settings.api_token_file))
+    server = HttpServer(app, settings.metrics_host, settings.metrics_port)
     stack.callback(server.stop)
     server.start()
     return late.serve

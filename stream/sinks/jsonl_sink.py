@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from monitors.observations import SIGNALS
-from monitors.policies.policy import LABELS, ActionKind
+from monitors.policies.policy import LABELS, ActionKind, Actions
 from stream.append_file import AppendFile
 from stream.engine import Outcome
 from stream.sinks.sink import Sink
@@ -73,10 +73,6 @@ def records(outcome: Outcome) -> list[dict[str, Any]]:
     for row, (event, seq, tokens, *values) in enumerate(
         zip(outcome.events, outcome.seq.tolist(), outcome.tokens.tolist(), *signals, strict=True)
     ):
-        action: dict[str, Any] = {"kind": LABELS[kinds[row]]}
-        if kinds[row] != ActionKind.KEEP:
-            action["factor"] = round(float(outcome.actions.factor[row]), DIGITS)
-            action["reason"] = outcome.actions.reason[row]
         made.append(
             {
                 "stream": event.stream,
@@ -86,7 +82,21 @@ def records(outcome: Outcome) -> list[dict[str, Any]]:
                 "tokens": tokens,
                 **dict(zip(SIGNALS, values, strict=True)),
                 "alarms": [name for name, raised in alarms if raised[row]],
-                "action": action,
+                "action": {"kind": "keep"} if kinds[row] == ActionKind.KEEP else action_of(outcome.actions, row),
             }
         )
+        if outcome.would is not None:
+            made[-1]["dry_run"] = action_of(outcome.would, row)
     return made
+
+
+def action_of(actions: Actions, row: int) -> dict[str, Any]:
+    """Return one action as records have it."""
+    kind = int(actions.kind[row])
+    if kind == ActionKind.KEEP:
+        return {"kind": LABELS[kind]}
+    return {
+        "kind": LABELS[kind],
+        "factor": round(float(actions.factor[row]), DIGITS),
+        "reason": actions.reason[row],
+    }

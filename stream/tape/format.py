@@ -11,6 +11,7 @@
     alarms                names
     action, factor        what the policy did
     reason                and why
+    by_hand               what operators did to the stream right before the event, as JSON; null mostly
 
 What the schema's metadata tells of the run (`TapeHead`) is JSON under ``ebbtide``. Each record batch carries the CRC-32
 of its columns' bytes. Any Arrow reader opens a tape: ``pyarrow.ipc.open_stream(path)``.
@@ -31,7 +32,8 @@ from monitors.observations import SIGNALS
 from monitors.policies.policy import LABELS
 from stream.engine import Outcome
 
-VERSION = 1
+VERSION = 2
+"""2 added `by_hand`; tapes of version 1 are read too."""
 
 
 class TapeHead(BaseModel):
@@ -99,6 +101,7 @@ def schema_of(head: TapeHead) -> pa.Schema:
         pa.field("action", pa.utf8(), nullable=False),
         pa.field("factor", pa.float64(), nullable=False),
         pa.field("reason", pa.utf8(), nullable=False),
+        *([pa.field("by_hand", pa.list_(pa.utf8()))] if head.version >= 2 else []),
         *([pa.field("text", pa.utf8())] if head.with_text else []),
     ]
     return pa.schema(fields, {"ebbtide": head.model_dump_json()})
@@ -122,6 +125,7 @@ def to_batch(schema: pa.Schema, outcome: Outcome) -> pa.RecordBatch:
         "action": [LABELS[kind] for kind in outcome.actions.kind.tolist()],
         "factor": outcome.actions.factor,
         "reason": outcome.actions.reason,
+        "by_hand": [outcome.by_hand.get(row) for row in range(len(events))],
     }
     if "text" in schema.names:
         columns["text"] = [event.text for event in events]

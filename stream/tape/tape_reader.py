@@ -47,9 +47,9 @@ class TapeReader:
             self.head = TapeHead.model_validate_json(text or b"")
         except (pa.ArrowException, OSError, EOFError, ValidationError) as error:
             raise ConfigurationError(f"{self._parts[0]}: this is no tape of Ebbtide: {_line(error)}") from None
-        if self.head.version != VERSION:
+        if not 1 <= self.head.version <= VERSION:
             raise ConfigurationError(
-                f"{folder}: the tape has version {self.head.version}, this Ebbtide reads version {VERSION}"
+                f"{folder}: the tape has version {self.head.version}, this Ebbtide reads versions 1 to {VERSION}"
             )
 
     def batches(self) -> Iterator[pa.RecordBatch]:

@@ -1,0 +1,350 @@
+"""Thousands of policies at once: each one's bits are those of an engine of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+import stream.many.scoring as scoring
+from memory.errors import ConfigurationError
+from memory.threads import set_threads, threads
+from memory.writers import Rows, RowsWriter, Shape
+from monitors.detectors import parse_detector
+from monitors.observations import SIGNALS
+from monitors.policies import (
+    POLICIES,
+    AdaptiveGatesPolicy,
+    ArchivePolicy,
+    AutoPolicy,
+    DecayOnShiftPolicy,
+    DecayPolicy,
+    FreezeOnAnomalyPolicy,
+    NoPolicy,
+    NormCapPolicy,
+    Policy,
+    ResetOnShiftPolicy,
+    ScheduledResetPolicy,
+    TopicBelief,
+)
+from monitors.policies.policy import LABELS
+from stream.config import RunSettings
+from stream.consumer import Consumer
+from stream.engine import ALARM_NAMES, Engine
+from stream.event import Event
+from stream.generate import GenerateSettings, write_stream
+from stream.many import LoadedTape, Scores, load, score
+from stream.many.loaded_tape import LoadedStream
+from stream.many.returns import OLD, returns
+from stream.many.stacked_policy import alike
+from stream.many.stream_run import Plan, run_stream
+from stream.replay import replay
+
+STREAMS, EVENTS = 3, 120
+LOOSE = TopicBelief(hazard=0.4, novelty=0.5, passing=0.2, gain=20, likeness_gain=40)
+"""A belief that moves at the least sign: much happens."""
+
+POLICIES_HERE: list[Policy] = [
+    NoPolicy(),
+    DecayPolicy(factor=0.9),
+    DecayPolicy(factor=1),
+    DecayPolicy(factor=0.97),
+    ScheduledResetPolicy(every=7),
+    ScheduledResetPolicy(every=9, cool_down=20),
+    ScheduledResetPolicy(every=5, budget=4),
+    ResetOnShiftPolicy(),
+    ResetOnShiftPolicy(cool_down=1, budget=3),
+    ResetOnShiftPolicy(on=("topic_shift", "retrieval_error")),
+    DecayOnShiftPolicy(factor=0.2),
+    DecayOnShiftPolicy(factor=0.6, cool_down=1),
+    NormCapPolicy(cap=1.5),
+    NormCapPolicy(cap=2, to=0.5),
+    FreezeOnAnomalyPolicy(),
+    FreezeOnAnomalyPolicy(on=("topic_shift",), hold=3),
+    FreezeOnAnomalyPolicy(on=("topic_shift",), hold=2, cool_down=1),
+    AdaptiveGatesPolicy(step=0.3),
+    AdaptiveGatesPolicy(step=0.1, most=1.9, least=0.7),
+    ArchivePolicy(),
+    ArchivePolicy(most=3, certainty=0.5, belief=LOOSE),
+    ArchivePolicy(most=3, certainty=0.7, belief=LOOSE.model_copy(update={"passing": 0.1, "gain": 8}), budget=9),
+    ArchivePolicy(most=1, belief=LOOSE, budget=None),
+    AutoPolicy(enter=0.05),
+    AutoPolicy(enter=0.01, leave=0.05, certainty=0.5, belief=LOOSE),
+    AutoPolicy(enter=0.02, leave=0.2, belief=LOOSE.model_copy(update={"novelty": 0.2, "trust": 0.5})),
+]
+
+THRESHOLDS: dict[str, Any] = {
+    signal: {"name": "shewhart", "width": 0.8, "side": "both", "warm_up": 3, "cool_down": 1} for signal in SIGNALS
+}
+"""Detectors that alarm at little, on every signal."""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Topics that return, and now and then an event without a word."""
+    path = tmp_path_factory.mktemp("source") / "talk.jsonl"
+    settings = GenerateSettings(scenario="recurring", streams=STREAMS, events=EVENTS, mean_topic_length=8, seed=3)
+    write_stream(settings, path)
+    lines = path.read_text().splitlines(keepends=True)
+    silent = '{"stream": "s000001", "text": ""}\n'
+    path.write_text("".join([*lines[:90], silent, silent, *lines[90:200], silent, *lines[200:]]))
+    return path
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        {},
+        {"write": "token", "mode": "gated", "lam": 0.97, "gate_gain": 1.0, "rank": 8, "measure_every": 3},
+        {"mode": "decay_outside", "rank": 5, "heads": 2},
+    ],
+    ids=["plain", "tokens, own gates", "two heads"],
+)
+def tape(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record(source, tmp_path_factory.mktemp("run") / "tape", **request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedTape:
+    return load(record(source, tmp_path_factory.mktemp("plain") / "tape"))
+
+
+def record(source: Path, folder: Path, **given: Any) -> Path:
+    settings = {"source": f"file:{source}", "backbone": "hashing", "tape": folder, "metrics_port": 0}
+    consumer = Consumer(RunSettings(**settings | {"batch_events": 16, "checkpoint_every": 0} | given))
+    try:
+        consumer.open()
+        consumer.run()
+    finally:
+        consumer.close()
+    return folder
+
+
+@dataclass
+class ByEngine:
+    """What an engine made of one stream."""
+
+    kind: npt.NDArray[np.int8]
+    factor: npt.NDArray[np.float64]
+    signals: dict[str, npt.NDArray[np.float64]]
+    alarms: dict[str, npt.NDArray[np.bool_]]
+    state: torch.Tensor
+
+
+def by_engine(tape: LoadedTape, stream: LoadedStream, policy: Policy, detectors: Mapping[str, Any]) -> ByEngine:
+    head = tape.head
+    mean = None if head.mean is None else np.array(head.mean, np.float32)
+    shape = Shape(head.layers, head.heads, head.rank, head.mode, head.dim, mean, head.row_gates, head.own_lam, {})
+    writer = RowsWriter(shape)
+    watching = {name: parse_detector(given) for name, given in detectors.items()}
+    engine = Engine(writer, detectors=watching, policy=policy, layers=head.watched, every=head.every)
+    lam = None if stream.lam is None else stream.lam.numpy()
+    rows = Rows(stream.bounds, stream.k.numpy(), stream.v.numpy(), stream.beta.numpy(), lam, stream.embeddings)
+    ids = writer.give(rows, stream.tokens, stream.topic_shift_score)
+    outcome = engine.process([Event(stream.name, tokens=[0])] * len(stream), ids)
+    state = engine.pool.states[int(engine.pool.acquire([stream.name])[0])].flatten(0, 1).clone()
+    actions = outcome.actions
+    return ByEngine(actions.kind, actions.factor, outcome.signals, outcome.alarms, state)
+
+
+def compare(tape: LoadedTape, policies: Sequence[Policy], detectors: Mapping[str, Any]) -> list[list[ByEngine]]:
+    """Compare every policy on every stream, actions, write errors and final states, to the bit."""
+    head = tape.head
+    fitted = [policy.fitted(head.layers * head.heads, head.rank) for policy in policies]
+    watching = {name: parse_detector(given) for name, given in detectors.items()}
+    seen: list[list[ByEngine]] = [[] for _ in policies]
+    for stream in tape.streams.values():
+        plan = Plan.of(stream, watching)
+        for group in alike(fitted):
+            run = run_stream(tape, plan, [fitted[row] for row in group], probes=True)
+            assert run.marks.retrieval_error is not None
+            for lane, row in enumerate(group.tolist()):
+                own = by_engine(tape, stream, policies[row], detectors)
+                told = f"{policies[row]!r} on {stream.name}"
+                assert np.array_equal(run.kind[lane], own.kind), told
+                assert np.array_equal(run.factor[lane], own.factor), told
+                assert same(run.states[lane].numpy(), own.state.numpy()), told
+                assert same(run.marks.write_error[lane], own.signals["write_error"]), told
+                assert same(run.marks.retrieval_error[lane], own.signals["retrieval_error"]), told
+                assert run.marks.actions_by_kind[lane].tolist() == np.bincount(own.kind, minlength=5).tolist()
+                seen[row].append(own)
+    return seen
+
+
+def same(one: Any, other: Any) -> bool:
+    return np.array_equal(one, other, equal_nan=True)
+
+
+def test_every_policy_is_here_with_settings_of_its_own() -> None:
+    assert {type(policy) for policy in POLICIES_HERE} == set(POLICIES.values())
+    for kind in set(POLICIES.values()) - {NoPolicy}:
+        assert any(type(policy) is kind and policy != kind() for policy in POLICIES_HERE)
+
+
+def test_each_policy_does_what_its_own_engine_does_to_the_bit(tape: Path) -> None:
+    loaded = load(tape)
+    seen = compare(loaded, POLICIES_HERE, loaded.head.detectors)
+    untouched = seen[0]
+    for policy, runs in zip(POLICIES_HERE, seen, strict=True):
+        if type(policy) in (ArchivePolicy, AutoPolicy) and policy.belief.hazard == LOOSE.hazard:
+            assert sum(int((run.kind != 0).sum()) for run in runs) > 5, f"{policy!r} did next to nothing"
+        elif type(policy) in (DecayPolicy, AdaptiveGatesPolicy) and policy != DecayPolicy(factor=1):
+            assert not any(torch.equal(run.state, none.state) for run, none in zip(runs, untouched, strict=True))
+
+
+def test_scores_are_those_of_a_replay(tape: Path) -> None:
+    policies = {str(place): policy for place, policy in enumerate(POLICIES_HERE)}
+    done = replay(tape, policies)
+    scores = score(load(tape), POLICIES_HERE, probes=True, slices=3)
+    assert scores.events == done.results[0].events
+    assert scores.retrieval_error is not None
+    for place, result in enumerate(done.results):
+        kinds = {LABELS[kind]: count for kind, count in enumerate(scores.actions_by_kind[place].tolist()) if count}
+        assert kinds == result.actions
+        assert scores.actions[place] == scores.events - kinds.get("keep", 0)
+        # The same numbers, added up in another order.
+        assert scores.write_error[place] == pytest.approx(result.means["write_error"], rel=1e-12)
+        assert scores.retrieval_error[place] == pytest.approx(result.means["retrieval_error"], rel=1e-12)
+
+
+@pytest.mark.parametrize("alarm", [ALARM_NAMES.get(signal, signal) for signal in SIGNALS])
+def test_policies_hear_the_alarms_of_their_own_lane(plain: LoadedTape, alarm: str) -> None:
+    policies: list[Policy] = [
+        ResetOnShiftPolicy(on=(alarm,), cool_down=12),
+        ResetOnShiftPolicy(on=(alarm,), cool_down=3),
+        DecayOnShiftPolicy(on=(alarm, "topic_shift"), factor=0.4, cool_down=5),
+        DecayOnShiftPolicy(on=("topic_shift", alarm), factor=0.7, cool_down=2),
+        FreezeOnAnomalyPolicy(on=(alarm,), hold=2),
+        FreezeOnAnomalyPolicy(on=(alarm,), cool_down=2),
+    ]
+    seen = compare(plain, policies, THRESHOLDS)
+    for policy, runs in zip(policies, seen, strict=True):
+        assert all(run.alarms[alarm].any() and run.kind.any() for run in runs), policy
+    if alarm != "topic_shift":  # else it says nothing that the detectors are those of each lane
+        assert any(not np.array_equal(a.alarms[alarm], b.alarms[alarm]) for a, b in zip(seen[0], seen[4], strict=True))
+
+
+def test_states_that_are_no_longer_finite(plain: LoadedTape) -> None:
+    stream = plain.streams["s000000"]
+    v = stream.v.clone()
+    v[20:23] *= 3e38
+    huge = LoadedStream(**{part.name: getattr(stream, part.name) for part in fields(stream)} | {"v": v})
+    tape = LoadedTape(plain.head, {huge.name: huge})
+    policies = [
+        *POLICIES_HERE,
+        ResetOnShiftPolicy(on=("non_finite",)),
+        FreezeOnAnomalyPolicy(on=("non_finite",)),
+        DecayOnShiftPolicy(on=("non_finite",), factor=0.5),
+    ]
+    seen = compare(tape, policies, plain.head.detectors)
+    assert not torch.isfinite(seen[0][0].state).all()
+    assert torch.isfinite(seen[-3][0].state).all(), "the reset came"
+
+
+def parts(scores: Scores, rows: Sequence[int] | slice = slice(None)) -> dict[str, Any]:
+    names = ("write_error", "recall_error", "retrieval_error", "actions", "actions_by_kind", "over_time", "by_stream")
+    return {name: getattr(scores, name)[rows] for name in names}
+
+
+def test_bits_depend_neither_on_the_company_nor_on_its_order_nor_on_threads(
+    plain: LoadedTape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = [*POLICIES_HERE, *(DecayPolicy(factor=factor / 100) for factor in range(50, 90))]
+    before = threads()
+    told: list[tuple[int, int]] = []
+    try:
+        set_threads(1)
+        whole = score(plain, policies, probes=True, each=lambda done, total: told.append((done, total)))
+        total = plain.events * len(policies)
+        assert told[-1] == (total, total)
+        assert told == sorted(told)
+        order = np.random.default_rng(0).permutation(len(policies))
+        set_threads(2)
+        monkeypatch.setattr(scoring, "LANES", 3)
+        mixed = score(plain, [policies[row] for row in order], probes=True)
+    finally:
+        set_threads(before)
+    for name, numbers in parts(whole, order.tolist()).items():
+        assert same(numbers, parts(mixed)[name]), name
+    for row in (0, 3, 9, 17, 20, 24, len(policies) - 1):
+        alone = score(plain, [policies[row]], probes=True)
+        for name, numbers in parts(whole, [row]).items():
+            assert same(numbers, parts(alone)[name]), (name, policies[row])
+    some = score(plain, policies, streams=["s000002"], probes=False)
+    assert some.retrieval_error is None
+    assert same(some.by_stream[:, 0], whole.by_stream[:, whole.streams.index("s000002")])
+    assert same(some.write_error, some.by_stream[:, 0])
+
+
+def test_errors_over_time_are_of_equal_parts_of_each_stream(plain: LoadedTape) -> None:
+    policy, slices = DecayPolicy(factor=0.8), 7
+    sums, counts = np.zeros(slices), np.zeros(slices)
+    for stream in plain.streams.values():
+        errors = by_engine(plain, stream, policy, {}).signals["write_error"]
+        for event, error in enumerate(errors.tolist()):
+            if np.isfinite(error):
+                sums[event * slices // len(errors)] += error
+                counts[event * slices // len(errors)] += 1
+    found = score(plain, [policy], slices=slices)
+    assert np.allclose(found.over_time[0], sums / counts, rtol=1e-12, atol=0)
+    assert found.write_error[0] == pytest.approx(sums.sum() / counts.sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("policy", [NoPolicy(), POLICIES_HERE[4], POLICIES_HERE[24]], ids=lambda each: each.policy)
+def test_recall_is_of_what_a_topic_that_returns_said_before(plain: LoadedTape, policy: Policy) -> None:
+    """By the definition: an engine that is stopped before each return, and asked in float64."""
+    errors = []
+    for stream in plain.streams.values():
+        back = returns(stream.embeddings, stream.writes)
+        for event in np.flatnonzero(back >= 0).tolist():
+            old = int(back[event])
+            assert event - old >= OLD
+            state = by_engine(plain, cut(stream, event), policy, plain.head.detectors).state.double()
+            rows = slice(int(stream.bounds[old]), int(stream.bounds[old + 1]))
+            k, v = stream.k[rows].double(), stream.v[rows].double()
+            miss = v - torch.einsum("hij,mhj->mhi", state, k)
+            errors.append(float((miss.norm(dim=-1) / v.norm(dim=-1)).mean()))
+    assert len(errors) > 30
+    found = score(plain, [policy]).recall_error[0]
+    assert found == pytest.approx(np.mean(errors), rel=1e-5)  # a state is float32, and so is what it reads
+
+
+def cut(stream: LoadedStream, events: int) -> LoadedStream:
+    rows = int(stream.bounds[events])
+    lam = None if stream.lam is None else stream.lam[:rows]
+    return LoadedStream(
+        stream.name, 0, stream.tokens[:events], stream.bounds[: events + 1], stream.k[:rows], stream.v[:rows],
+        stream.beta[:rows], lam, stream.embeddings[:events], stream.topic_shift_score[:events],
+    )  # fmt: skip
+
+
+def test_without_a_topic_that_returns_there_is_no_recall(plain: LoadedTape) -> None:
+    stream = cut(plain.streams["s000000"], OLD)
+    scores = score(LoadedTape(plain.head, {stream.name: stream}), [NoPolicy()], slices=OLD + 1)
+    assert np.isnan(scores.recall_error).all()
+    assert np.isfinite(scores.write_error).all()
+    assert np.isnan(scores.over_time[0, 0]) != np.isnan(scores.over_time[0, -1])  # one part has no event
+
+
+def test_what_cannot_be_scored_is_refused_in_one_line(plain: LoadedTape) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected streams of the tape, got 's000009'"):
+        score(plain, [NoPolicy()], streams=["s000009"])
+    for policies, given in (([], {}), ([NoPolicy()], {"slices": 0}), ([NoPolicy()], {"streams": []})):
+        with pytest.raises(ValueError, match="expected at least one policy, stream and slice"):
+            score(plain, policies, **given)
+
+
+def test_streams_come_apart_in_their_order(plain: LoadedTape, source: Path) -> None:
+    assert plain.late == []
+    assert plain.events == STREAMS * EVENTS + 3
+    silent = plain.streams["s000001"]
+    assert int((silent.writes == 0).sum()) == 3
+    assert np.isnan(silent.embeddings[silent.writes == 0]).all()
+    with_rows = [stream for name, stream in plain.streams.items() if name != "s000001"]
+    assert all((stream.writes == 1).all() and len(stream) == EVENTS for stream in with_rows)
