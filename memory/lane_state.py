@@ -31,6 +31,11 @@ class LaneState(ABC):
     def layout(self) -> str:
         """Say what a blob holds, so that a blob of another layout is never read."""
 
+    @property
+    def bytes_held(self) -> int:
+        """Bytes that grow with what lanes hold, such as filed states; rows of fixed size do not count."""
+        return 0
+
     @abstractmethod
     def resize(self, capacity: int) -> None:
         """Make room for `capacity` slots. Capacity never shrinks."""

@@ -12,6 +12,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from memory.lane_state import LaneState, Slots
 
 EXPORT = 1024
 """Lanes copied off the device at a time."""
+
+RELIEF = 64
+"""Lanes spilled at a time where what they hold is over the bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class StatePool:
     capacity
         Slots at the start. Doubled when full, up to `max_bytes`; after that the least recently used lane is spilled.
     max_bytes
-        Bound on the bytes of `states`.
+        Bound on the bytes of the resident lanes' states, and of what grows beside them (`LaneState.bytes_held`).
     max_spilled
         Changed lanes in host memory above which `wants_commit` asks for a commit.
     fetch
@@ -91,6 +95,7 @@ class StatePool:
         self.shape = (layers, heads, rank, rank)
         self.lane_bytes = 4 * layers * heads * rank * rank
         self.device = torch.device(device)
+        self.max_bytes = max_bytes
         self.max_capacity = max_bytes // self.lane_bytes
         if self.max_capacity < 1:
             raise ValueError(f"max_bytes={max_bytes} does not hold one state of {self.lane_bytes} bytes")
@@ -190,6 +195,7 @@ class StatePool:
                 absent.append(key)
         if absent:
             self._bring(absent, len(keys))
+        self._relieve(len(keys))
         self._changed.update(dict.fromkeys(keys))
         slots = self._slots
         return np.fromiter((slots[key] for key in keys), np.int64, len(keys))
@@ -290,6 +296,20 @@ class StatePool:
                 self._spilled.pop(key, None)
             self._slots[key] = slot
             self._taken[slot] = True
+
+    def _relieve(self, wanted: int) -> None:
+        """Spill lanes, but for the `wanted` used last, while what they hold beside their states is over the bound."""
+        spare = len(self._slots) - wanted
+        while spare > 0 and self.bytes_used + self._bytes_beside() > self.max_bytes:
+            some = list(islice(self._slots, min(RELIEF, spare)))
+            slots = np.fromiter((self._slots[key] for key in some), np.int64, len(some))
+            self._spill(some)
+            for component in self.beside.values():  # what they held is free now, not only once the slot is taken again
+                component.clear(slots)
+            spare -= len(some)
+
+    def _bytes_beside(self) -> int:
+        return sum(component.bytes_held for component in self.beside.values())
 
     def _spill(self, keys: Sequence[str]) -> None:
         # A lane that did not change is in the store as it is: only changed ones are kept in host memory.

@@ -60,6 +60,11 @@ class FiledStates(LaneState):
         return len(self.centroids) - len(self._free)
 
     @property
+    def bytes_held(self) -> int:
+        """Bytes of the states and centroids that are held."""
+        return 4 * self.used * (self.dim + self.heads * self.rank**2)
+
+    @property
     def bytes_reserved(self) -> int:
         """Bytes of states and centroids, taken or free."""
         return 4 * len(self.centroids) * (self.dim + self.heads * self.rank**2)

@@ -250,7 +250,7 @@ class PolicyRunner:
         again = np.flatnonzero(moves.restart)
         if len(again):
             place = filed.places[slots[again], newcomer]
-            filed.states[self._at(filed.states, place)] = 0
+            filed.states[self._at(filed.states, place)] = self._beginning(slots, again, old, live, moves)
             filed.centroids[place] = 0
         # Where the lane's own state stays what it is, the caller has written it; elsewhere all ways are written here.
         changed = (moves.live != live) | (moves.put == live)
@@ -280,6 +280,19 @@ class PolicyRunner:
             i = np.flatnonzero(changed)
             place = filed.places[slots[i], moves.live[i]]
             states[self._at(states, slots[i])] = filed.states[self._at(filed.states, place)]
+
+    def _beginning(self, slots: Slots, lanes: Slots, old: Tensor, live: Slots, moves: Moves) -> Tensor:
+        """Return what the newcomers of these lanes begin as, `[m, H, R, R]`."""
+        assert self.filed is not None
+        begun = torch.zeros_like(old[: len(lanes)])
+        if moves.begin is None:
+            return begun
+        for row, lane in enumerate(lanes.tolist()):
+            for way in np.flatnonzero(moves.begin[lane]).tolist():
+                own = way == live[lane]
+                state = old[lane] if own else self.filed.states[int(self.filed.places[slots[lane], way])]
+                begun[row] += np.float32(moves.begin[lane, way]).item() * state
+        return begun
 
     def _learn(self, slots: Slots, moves: Moves, embeddings: npt.NDArray[np.float32]) -> None:
         """Take the events' embeddings into the centroids of the ways that they were written into."""

@@ -86,7 +86,7 @@ class RunSettings(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=1 << 64, description="Chooses the projections")
 
-    policy: str = Field("none", description="What to do to a lane: a policy's name, or a YAML file")
+    policy: str = Field("auto", description="What to do to a lane: a policy's name, or a YAML file")
     shadow: tuple[str, ...] = Field(
         (), description="A challenger: a policy's name or a YAML file, measured on lanes of its own; may be given again"
     )
@@ -125,7 +125,9 @@ class RunSettings(BaseModel):
     drain: float = Field(
         10.0, ge=0, allow_inf_nan=False, description="Deadline for a clean stop after SIGTERM or SIGINT, in seconds"
     )
-    pool_bytes: int = Field(1 << 30, ge=1, description="Most bytes of states kept resident; the rest is spilled")
+    pool_bytes: int = Field(
+        1 << 30, ge=1, description="Most bytes of states kept resident, filed ones too; the rest is spilled"
+    )
     threads: int | None = Field(
         None, ge=1, description="Threads for compiled code and matrix products [default: all cores]"
     )

@@ -137,6 +137,7 @@ class ConsumerService:
             | {
                 "tokens": int(self._consumer.engine.counts["tokens"][slot]),
                 "heads": self._consumer.engine.heads_of(slot),
+                "filed_topics": self._consumer.engine.runner.filed_ways(slot),
             }
         )
 

@@ -363,11 +363,23 @@ class StateStore:
                     found[row.lane] = self._record(row)
         return found
 
-    def lanes(self) -> Generator[tuple[str, LaneRecord]]:
-        """Yield every stored lane, by name."""
+    def lanes(self, shadow: str | None = None) -> Generator[tuple[str, LaneRecord]]:
+        """Yield every stored lane, the live ones or those of a shadow, by name."""
+        table = _lanes if shadow is None else _shadow_lanes
+        query = sql.select(table).order_by(table.c.lane)
+        if shadow is not None:
+            query = query.where(table.c.shadow == shadow)
         with self._transaction() as connection:
-            for row in connection.execute(sql.select(_lanes).order_by(_lanes.c.lane)).yield_per(FETCH):
+            for row in connection.execute(query).yield_per(FETCH):
                 yield row.lane, self._record(row)
+
+    def shadows(self) -> list[str]:
+        """Return the names of the shadows that have lanes."""
+        if self._version < SCHEMA:
+            return []
+        with self._transaction() as connection:
+            names = connection.execute(sql.select(_shadow_lanes.c.shadow).distinct().order_by(_shadow_lanes.c.shadow))
+            return list(names.scalars())
 
     def count(self) -> int:
         """Return the number of stored lanes."""

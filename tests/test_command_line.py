@@ -29,7 +29,7 @@ from stream.commands.generate import GenerateOptions
 from stream.config import DETECTORS, RunSettings
 from stream.generate import GenerateSettings
 
-COMMANDS = ("run", "generate", "inspect", "replay", "chat", "controls", "dashboards", "doctor", "config")
+COMMANDS = ("run", "generate", "inspect", "replay", "tune", "chat", "controls", "dashboards", "doctor", "config")
 DEADLINE = 60.0
 QUIET = ("run", "--backbone", "hashing", "--metrics-port", "0", "--log-level", "error")
 

@@ -157,6 +157,24 @@ def test_a_restart_in_the_middle_changes_nothing(events: list[Event]) -> None:
     assert lanes(second) == lanes(whole)
 
 
+def test_filed_states_count_towards_the_bound_of_the_pool() -> None:
+    """Many streams under a policy that files states: bounded, and the same bits as with room for all."""
+    engines = {}
+    for size in (1 << 30, 40_000):
+        engine = build_engine(RunSettings(backbone="hashing", rank=8, policy="auto", batch_events=16, pool_bytes=size))
+        for first in range(0, 1500, 10):
+            some = [Event(f"s{(first + k) % 300}", f"word{(first + k) % 7} and {first + k}") for k in range(10)]
+            engine.process(some, ids_of(engine.backbone, some))
+            filed = engine.runner.filed
+            assert filed is not None
+            batch = 10 * 4 * 4 * (256 + 8 * 8)  # what one micro-batch may add: a lane's state and three filed ones
+            assert engine.pool.bytes_used + filed.bytes_held <= size + batch
+        engines[size] = engine
+    assert engines[1 << 30].pool.resident == 300
+    assert 10 <= engines[40_000].pool.resident < 100
+    assert lanes(engines[1 << 30]) == lanes(engines[40_000])
+
+
 def test_another_policy_or_detector_starts_fresh_and_the_rest_goes_on(events: list[Event]) -> None:
     settings = RunSettings(backbone="hashing", policy="decay_on_shift")
     first = build_engine(settings)

@@ -46,7 +46,7 @@ from stream.many.stacked_policy import alike
 from stream.many.stream_run import Plan, run_stream
 from stream.replay import replay
 
-STREAMS, EVENTS = 3, 120
+STREAMS, EVENTS = 2, 90
 LOOSE = TopicBelief(hazard=0.4, novelty=0.5, passing=0.2, gain=20, likeness_gain=40)
 """A belief that moves at the least sign: much happens."""
 
@@ -63,8 +63,8 @@ POLICIES_HERE: list[Policy] = [
     ResetOnShiftPolicy(on=("topic_shift", "retrieval_error")),
     DecayOnShiftPolicy(factor=0.2),
     DecayOnShiftPolicy(factor=0.6, cool_down=1),
-    NormCapPolicy(cap=1.5),
-    NormCapPolicy(cap=2, to=0.5),
+    NormCapPolicy(cap=1),
+    NormCapPolicy(cap=0.8, to=0.5),
     FreezeOnAnomalyPolicy(),
     FreezeOnAnomalyPolicy(on=("topic_shift",), hold=3),
     FreezeOnAnomalyPolicy(on=("topic_shift",), hold=2, cool_down=1),
@@ -92,8 +92,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = GenerateSettings(scenario="recurring", streams=STREAMS, events=EVENTS, mean_topic_length=8, seed=3)
     write_stream(settings, path)
     lines = path.read_text().splitlines(keepends=True)
-    silent = '{"stream": "s000001", "text": ""}\n'
-    path.write_text("".join([*lines[:90], silent, silent, *lines[90:200], silent, *lines[200:]]))
+    silent = '{"stream": "s000001", "text": " "}\n'
+    path.write_text("".join([*lines[:60], silent, silent, *lines[60:140], silent, *lines[140:]]))
     return path
 
 
@@ -102,12 +102,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params=[
         {},
         {"write": "token", "mode": "gated", "lam": 0.97, "gate_gain": 1.0, "rank": 8, "measure_every": 3},
-        {"mode": "decay_outside", "rank": 5, "heads": 2},
+        {"mode": "decay_outside", "rank": 5},
     ],
-    ids=["plain", "tokens, own gates", "two heads"],
+    ids=["plain", "tokens, own gates", "decay outside"],
 )
-def tape(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return record(source, tmp_path_factory.mktemp("run") / "tape", **request.param)
+def tape(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedTape:
+    return load(record(source, tmp_path_factory.mktemp("run") / "tape", **request.param))
 
 
 @pytest.fixture(scope="module")
@@ -187,23 +187,23 @@ def test_every_policy_is_here_with_settings_of_its_own() -> None:
         assert any(type(policy) is kind and policy != kind() for policy in POLICIES_HERE)
 
 
-def test_each_policy_does_what_its_own_engine_does_to_the_bit(tape: Path) -> None:
-    loaded = load(tape)
-    seen = compare(loaded, POLICIES_HERE, loaded.head.detectors)
-    untouched = seen[0]
+def test_each_policy_does_what_its_own_engine_does_to_the_bit(tape: LoadedTape) -> None:
+    seen = compare(tape, POLICIES_HERE, tape.head.detectors)
+    untouched, acted = seen[0], {type(policy): 0 for policy in POLICIES_HERE}
     for policy, runs in zip(POLICIES_HERE, seen, strict=True):
-        if type(policy) in (ArchivePolicy, AutoPolicy) and policy.belief.hazard == LOOSE.hazard:
-            assert sum(int((run.kind != 0).sum()) for run in runs) > 5, f"{policy!r} did next to nothing"
-        elif type(policy) in (DecayPolicy, AdaptiveGatesPolicy) and policy != DecayPolicy(factor=1):
-            assert not any(torch.equal(run.state, none.state) for run, none in zip(runs, untouched, strict=True))
+        for run, none in zip(runs, untouched, strict=True):
+            acted[type(policy)] += not torch.equal(run.state, none.state)
+    for kind in set(acted) - {NoPolicy, AutoPolicy, FreezeOnAnomalyPolicy}:
+        assert acted[kind] > 1, f"{kind.__name__} did next to nothing"
 
 
-def test_scores_are_those_of_a_replay(tape: Path) -> None:
-    policies = {str(place): policy for place, policy in enumerate(POLICIES_HERE)}
-    done = replay(tape, policies)
+def test_scores_are_those_of_a_replay(source: Path, tmp_path: Path) -> None:
+    tape = record(source, tmp_path / "tape")
+    done = replay(tape, {str(place): policy for place, policy in enumerate(POLICIES_HERE)})
     scores = score(load(tape), POLICIES_HERE, probes=True, slices=3)
     assert scores.events == done.results[0].events
     assert scores.retrieval_error is not None
+    assert (scores.actions[-2:] > 3).all(), "auto did next to nothing"
     for place, result in enumerate(done.results):
         kinds = {LABELS[kind]: count for kind, count in enumerate(scores.actions_by_kind[place].tolist()) if count}
         assert kinds == result.actions
@@ -230,11 +230,32 @@ def test_policies_hear_the_alarms_of_their_own_lane(plain: LoadedTape, alarm: st
         assert any(not np.array_equal(a.alarms[alarm], b.alarms[alarm]) for a, b in zip(seen[0], seen[4], strict=True))
 
 
+def changed(stream: LoadedStream, **given: Any) -> LoadedStream:
+    return LoadedStream(**{part.name: getattr(stream, part.name) for part in fields(stream)} | given)
+
+
+def test_layers_that_are_not_watched_are_written_all_the_same(plain: LoadedTape) -> None:
+    head = plain.head.model_copy(update={"layers": 3, "watched": [2, 1]})
+    streams = {}
+    for name, one in plain.streams.items():
+        # What the other layers are told is something else: the same pairs in another order.
+        k, v = (torch.cat([part, part.flip(0), part.roll(5, 0)], 1) for part in (one.k, one.v))
+        streams[name] = changed(one, k=k, v=v, beta=one.beta.expand(-1, 3, -1).contiguous())
+    policies = [
+        *POLICIES_HERE,
+        *(ResetOnShiftPolicy(on=(name,), cool_down=9) for name in ("stable_rank", "saturation")),
+    ]
+    compare(LoadedTape(head, streams), policies, THRESHOLDS)
+
+
 def test_states_that_are_no_longer_finite(plain: LoadedTape) -> None:
     stream = plain.streams["s000000"]
-    v = stream.v.clone()
-    v[20:23] *= 3e38
-    huge = LoadedStream(**{part.name: getattr(stream, part.name) for part in fields(stream)} | {"v": v})
+    k, v, beta = stream.k.clone(), torch.zeros_like(stream.v), stream.beta.clone()
+    v[:] = stream.v
+    v[20:22] = 0
+    v[20, 0, 0], v[21, 0, 0] = -3.3e38, 3.3e38  # their difference is too large for float32
+    k[21], beta[20:22] = k[20], 1
+    huge = changed(stream, k=k, v=v, beta=beta)
     tape = LoadedTape(plain.head, {huge.name: huge})
     policies = [
         *POLICIES_HERE,
@@ -276,9 +297,9 @@ def test_bits_depend_neither_on_the_company_nor_on_its_order_nor_on_threads(
         alone = score(plain, [policies[row]], probes=True)
         for name, numbers in parts(whole, [row]).items():
             assert same(numbers, parts(alone)[name]), (name, policies[row])
-    some = score(plain, policies, streams=["s000002"], probes=False)
+    some = score(plain, policies, streams=["s000001"], probes=False)
     assert some.retrieval_error is None
-    assert same(some.by_stream[:, 0], whole.by_stream[:, whole.streams.index("s000002")])
+    assert same(some.by_stream[:, 0], whole.by_stream[:, whole.streams.index("s000001")])
     assert same(some.write_error, some.by_stream[:, 0])
 
 
@@ -310,7 +331,7 @@ def test_recall_is_of_what_a_topic_that_returns_said_before(plain: LoadedTape, p
             k, v = stream.k[rows].double(), stream.v[rows].double()
             miss = v - torch.einsum("hij,mhj->mhi", state, k)
             errors.append(float((miss.norm(dim=-1) / v.norm(dim=-1)).mean()))
-    assert len(errors) > 30
+    assert len(errors) > 25
     found = score(plain, [policy]).recall_error[0]
     assert found == pytest.approx(np.mean(errors), rel=1e-5)  # a state is float32, and so is what it reads
 

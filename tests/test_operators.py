@@ -295,6 +295,9 @@ class TestHttp:
         answer = run.post("s000000", body, **headers)
         assert (answer.status_code, detail in answer.json()["detail"]) == (status, True), answer.text
 
+    def test_what_is_filed_can_be_asked_for(self, run: Run) -> None:
+        assert httpx.get(f"{run.url}/api/streams/s000000").json()["filed_topics"] == []
+
     def test_a_stream_that_is_not_there(self, run: Run) -> None:
         answer = run.post("no/such%20stream")
         assert (answer.status_code, answer.json()["detail"]) == (404, "refused: there is no such stream")

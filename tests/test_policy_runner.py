@@ -196,6 +196,40 @@ def test_a_new_topic_begins_from_zero_with_its_first_event() -> None:
     assert torch.equal(run.states[0], state)
 
 
+@pytest.mark.parametrize(
+    ("policy", "share"),
+    [
+        (ArchivePolicy(begin="decayed", begin_factor=0.25), 0.25),
+        (ArchivePolicy(begin="mean", begin_factor=0.5), 0.5),  # of one filed state
+    ],
+    ids=["decayed", "mean"],
+)
+def test_a_new_topic_can_begin_with_a_share_of_what_there_was(policy: Policy, share: float) -> None:
+    stream, run = Stream(6, [0, 1]), Run(policy)
+    for t in range(12):
+        run.go([0], [stream], [t])
+    state = share * run.states[0].clone()
+    done = [run.go([0], [stream], [t]) for t in range(12, 24)]
+    assert [ActionKind(one.kind[0]).label for one in done if one.kind[0]] == ["reset"]
+    for t in range(12, 24):
+        state = write(state, stream, t)
+    torch.testing.assert_close(run.states[0], state, rtol=1e-6, atol=1e-7)
+
+
+def test_the_mean_is_that_of_all_filed_states() -> None:
+    stream, run = Stream(6, [0, 1, 2]), Run(ArchivePolicy(begin="mean", begin_factor=1))
+    for t in range(24):
+        run.go([0], [stream], [t])
+    assert run.runner.filed is not None
+    other = run.runner.filed.states[run.runner.filed.places[0, 0]]
+    state = 0.5 * run.states[0] + 0.5 * other
+    done = [run.go([0], [stream], [t]) for t in range(24, 36)]
+    assert [ActionKind(one.kind[0]).label for one in done if one.kind[0]] == ["reset"]
+    for t in range(24, 36):
+        state = write(state, stream, t)
+    torch.testing.assert_close(run.states[0], state, rtol=1e-6, atol=1e-7)
+
+
 def test_noise_in_passing_leaves_no_trace() -> None:
     quiet, noise = Stream(7, [0], visit=40), Stream(8, [1, 2, 3], visit=1)
     run, alone = Run(ArchivePolicy()), Run(NoPolicy())

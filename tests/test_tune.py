@@ -33,6 +33,7 @@ from monitors.policies import (
     policy_to_yaml,
     read_yaml,
 )
+from stream.cli import main
 from stream.config import RunSettings
 from stream.consumer import Consumer
 from stream.generate import GenerateSettings, write_stream
@@ -622,11 +623,16 @@ def test_what_it_leaves_is_what_a_run_takes(place: Path, tmp_path: Path) -> None
         (["--study", "/nowhere/study.db"], "--study /nowhere/study.db: expected a file to keep the study in"),
     ],
 )
-def test_a_mistake_is_one_clear_line(more: list[object], said: str, place: Path, tmp_path: Path) -> None:
-    done = tune(place, tmp_path / "out", *more)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"ebbtide: {said}")
-    assert done.stderr.count("\n") == 1
+def test_a_mistake_is_one_clear_line(
+    more: list[object], said: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ebbtide", *command(place, tmp_path / "out", *more)[3:]])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert err.startswith(f"ebbtide: {said}")
+    assert err.count("\n") == 1
 
 
 def test_one_stream_alone_says_what_to_do(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from memory.lane_state import Column, Columns, Slots
-from monitors.observations import Flags, Observations
+from monitors.observations import Flags, Floats, Observations
 from monitors.policies.bank_observations import BankObservations
 from monitors.policies.guard import ActionGuard
 from monitors.policies.policy import ActionKind, Actions, Moves
@@ -44,6 +44,11 @@ class ArchivePolicy(ActionGuard):
         The belief at which to act.
     belief
         How the belief moves.
+    begin
+        What a newcomer begins as: zeros, the state in force times `begin_factor` (``decayed``), or `begin_factor` times
+        the mean of the filed states (``mean``).
+    begin_factor
+        See there.
     cool_down, budget
         As in `ActionGuard`. There is no cool-down by default: going back at once
         is what makes an error cheap.
@@ -77,10 +82,12 @@ class ArchivePolicy(ActionGuard):
     most: int = Field(default=12, ge=1, le=1000)
     certainty: float = Field(default=0.6, ge=0.5, lt=1)
     belief: TopicBelief = TopicBelief()
+    begin: Literal["zero", "decayed", "mean"] = "zero"
+    begin_factor: float = Field(default=0.5, gt=0, le=1)
     cool_down: int = Field(default=0, ge=0)
     budget: int | None = Field(default=250, ge=0)
 
-    shaping: ClassVar[frozenset[str]] = frozenset({"most"})
+    shaping: ClassVar[frozenset[str]] = frozenset({"most", "begin"})
 
     @property
     def looks_at(self) -> frozenset[str]:
@@ -177,4 +184,18 @@ class ArchivePolicy(ActionGuard):
             actions.reason[i] = (
                 "new topic" if new[i] else "in passing" if dropped[i] else f"topic {int(now[i])} returned"
             )
-        return actions, Moves(restart=(again | first) & told, branch=branch, write=write, put=put, live=live)
+        restart = (again | first) & told
+        moves = Moves(restart=restart, branch=branch, write=write, put=put, live=live)
+        if self.begin != "zero":
+            moves.begin = self._beginnings(was, held[:, :newcomer])
+        return actions, moves
+
+    def _beginnings(self, was: Slots, held: Flags) -> Floats:
+        """Return how much of each way a newcomer begins with, `[n, W]`."""
+        shares = np.zeros((len(was), self.ways))
+        if self.begin == "decayed":
+            shares[np.arange(len(was)), was] = self.begin_factor
+        else:
+            count = np.maximum(held.sum(axis=1), 1)
+            shares[:, : self.newcomer] = held * (self.begin_factor / count)[:, None]
+        return shares

@@ -51,6 +51,9 @@ class Moves:
         `[n]` int64: the way under which the newcomer is filed after the write, in the place of what is there; −1: none.
     live
         `[n]` int64: the way that is the lane's own state from now on.
+    begin
+        `[n, W]` float64: what the newcomer begins as, a sum of the ways' states before this event, each times its
+        share; None: zeros.
     """
 
     restart: Flags
@@ -58,6 +61,7 @@ class Moves:
     write: Flags
     put: npt.NDArray[np.int64]
     live: npt.NDArray[np.int64]
+    begin: Floats | None = None
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated, Any
 
@@ -39,6 +40,11 @@ def inspect(
                     "marks": marks,
                     "counters": checkpoint.counters,
                     "streams": list(lanes),
+                    "shadows": {
+                        shadow: [_describe(lane, record) for lane, record in store.lanes(shadow)]
+                        for shadow in store.shadows()
+                    },
+                    "by_hand": [{"stream": each.stream} | _by_hand(each) for each in store.acted()],
                 }
                 print(json.dumps(whole, indent=1, sort_keys=True))
             else:
@@ -50,7 +56,14 @@ def inspect(
                 f"--state {state} holds no stream {stream!r}; ebbtide inspect --state {state} lists them"
             )
         described = _describe(stream, found[stream]) | {"settings": store.settings}
-        print(json.dumps(described, indent=1, sort_keys=True) if as_json else _lines(described))
+        by_hand = store.acted(stream)
+        if as_json:
+            print(json.dumps(described | {"by_hand": [_by_hand(each) for each in by_hand]}, indent=1, sort_keys=True))
+        else:
+            print(_lines(described))
+            for each in by_hand:
+                when = datetime.fromtimestamp(each.time, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+                print(f"{when}  before event {each.seq}: {each.action}: {each.outcome}")
     finally:
         stored.close()
         store.close()
@@ -78,6 +91,11 @@ def _describe(lane: str, record: Any) -> dict[str, Any]:
         "state_sha256": sha256(record.state).hexdigest(),
         "beside_sha256": {name: sha256(blob).hexdigest() for name, blob in sorted(record.beside.items())},
     }
+
+
+def _by_hand(acted: Any) -> dict[str, Any]:
+    """Return an operator's action without its time."""
+    return {"seq": acted.seq, "action": acted.action, "outcome": acted.outcome}
 
 
 def _part(record: Any, name: str) -> bytes:
@@ -110,6 +128,10 @@ def _print_all(lanes: Any, checkpoint: Any, store: Any, limit: int) -> None:
         console.print(f"{limit} of {count:,} streams shown; --limit shows more, --json all")
     for name, place in sorted(checkpoint.positions.items()):
         console.print(Text(f"{name}: {place.lines:,} lines, {place.offset:,} bytes done"))
+    if shadows := store.shadows():
+        console.print(Text(f"shadows: {', '.join(shadows)} (lanes of their own; --json has them)"))
+    if acted := store.acted():
+        console.print(Text(f"{len(acted)} actions by operators; name a stream to see its own"))
     for option, value in store.settings.items():
         console.print(Text(f"{option} {value}"))
 

@@ -57,7 +57,8 @@ def read_truth(path: Path, run: Run) -> Truth:
     line = b""
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for line in file:
+                number += 1
                 row = json.loads(line)
                 place = at.get((row["stream"], row["seq"]))
                 begins, visit = bool(row["boundary"]), int(row["visit"])

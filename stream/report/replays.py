@@ -39,13 +39,13 @@ def policies_of(head: TapeHead, names: Sequence[str] | None) -> dict[str, Policy
     ConfigurationError
         One is given twice, or is no policy.
     """
-    own = recorded_policy(head)
-    chosen = {own.policy: own}
+    own, kind = recorded_policy(head), str(head.policy["policy"])
+    chosen = {kind: own}
     for name in STANDARD if names is None else names:
         made = load_policy(name)
         if made == own:
             continue
-        label = f"{name} (defaults)" if name in chosen and name == own.policy else name
+        label = f"{name} (defaults)" if name in chosen and name == kind else name
         if label in chosen:
             raise ConfigurationError(f"--policy {name}: expected each policy once, got it twice")
         chosen[label] = made

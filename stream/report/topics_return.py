@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -129,10 +130,11 @@ def _gaps(run: Run, begins: npt.NDArray[np.int64]) -> Iterator[int]:
         last[stream] = seq
 
 
-def _units(rows: npt.NDArray[np.floating]) -> Floats:
+def _units(rows: npt.NDArray[np.floating[Any]]) -> Floats:
     rows = rows.astype(np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    units: Floats = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return units
 
 
 def _cosine(one: Floats, other: Floats) -> float:
