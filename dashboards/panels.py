@@ -1,21 +1,18 @@
 """The parts of a Grafana dashboard, as plain dataclasses that turn into the JSON that Grafana imports.
 
-A dashboard is rows of panels, a panel a few queries. What Grafana takes without a word and shows as nothing is refused
-when it is built: a metric that does not exist, a panel without a description or a unit, a line of panels with a hole.
+What Grafana takes without a word and shows as nothing is refused when it is built: a metric that does not exist, a
+panel without a description or a unit, a number that nobody said of where it begins to be bad.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from dashboards.promql import SCOPE, check
+from dashboards.promql import check
 
 Json: TypeAlias = dict[str, Any]
-
-COLUMNS = 24
-"""Columns of Grafana's grid."""
 
 SOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
 
@@ -43,6 +40,8 @@ class Target:
         return {
             "datasource": SOURCE,
             "editorMode": "code",
+            # Exemplars lie on buckets; they carry the stream's name, and a click on one leads to it.
+            "exemplar": "_bucket" in self.expr and not heatmap and not instant,
             "expr": self.expr,
             "format": "heatmap" if heatmap else "table" if instant else "time_series",
             "instant": instant,
@@ -72,10 +71,23 @@ class Panel:
         In columns and rows of Grafana's grid.
     thresholds, base
         Values from which on a number is shown in a colour, and the colour below the first of them.
+    no_limit
+        Why there are no thresholds; the description ends in it. One of the two is needed for numbers.
     names
         Values that are shown as a word.
     stacked
         Whether the lines are parts of a whole.
+    signed
+        Whether values may lie below 0.
+    links
+        Title and address of what a click on a value leads to.
+
+    Examples
+    --------
+    >>> Panel("Up", "Down: start it.", [Target("up", "{{instance}}")], unit="none")
+    Traceback (most recent call last):
+    ...
+    ValueError: panel 'Up': expected thresholds, or the reason why there are none
     """
 
     title: str
@@ -87,8 +99,11 @@ class Panel:
     height: int = 8
     thresholds: Sequence[tuple[float, str]] = ()
     base: str = "green"
+    no_limit: str = ""
     names: Sequence[tuple[float, str]] = ()
     stacked: bool = False
+    signed: bool = False
+    links: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
         for what, value in (("a title", self.title), ("a description", self.description), ("a unit", self.unit)):
@@ -96,12 +111,14 @@ class Panel:
                 raise ValueError(f"panel {self.title!r}: expected {what}")
         if not self.targets:
             raise ValueError(f"panel {self.title!r}: expected a query")
+        if self.kind in ("timeseries", "stat") and bool(self.thresholds) == bool(self.no_limit):
+            raise ValueError(f"panel {self.title!r}: expected thresholds, or the reason why there are none")
 
     def to_json(self, number: int, x: int, y: int) -> Json:
         """Return the panel as Grafana has it, at column `x` and row `y`."""
         return {
             "datasource": SOURCE,
-            "description": self.description,
+            "description": f"{self.description} No fixed limit: {self.no_limit}" if self.no_limit else self.description,
             "fieldConfig": {"defaults": self._field(), "overrides": []},
             "gridPos": {"h": self.height, "w": self.width, "x": x, "y": y},
             "id": number,
@@ -120,7 +137,6 @@ class Panel:
         settings: Json = {"unit": self.unit, "thresholds": {"mode": "absolute", "steps": steps}}
         if self.kind == "timeseries":
             settings["color"] = {"mode": "palette-classic"}
-            settings["min"] = 0
             settings["custom"] = {
                 "drawStyle": "line",
                 "fillOpacity": 30 if self.stacked else 8,
@@ -128,13 +144,40 @@ class Panel:
                 "showPoints": "never",
                 "spanNulls": False,
                 "stacking": {"group": "A", "mode": "normal" if self.stacked else "none"},
+                "thresholdsStyle": {"mode": "dashed" if self.thresholds else "off"},
             }
+            if not self.signed:
+                settings["min"] = 0
         if self.kind == "stat":
             settings["color"] = {"mode": "thresholds"}
         if self.names:
             options = {f"{value:g}": {"index": index, "text": text} for index, (value, text) in enumerate(self.names)}
             settings["mappings"] = [{"options": options, "type": "value"}]
+        if self.links:
+            settings["links"] = [{"targetBlank": True, "title": title, "url": url} for title, url in self.links]
         return settings
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Words on a dashboard, in Markdown."""
+
+    title: str
+    description: str
+    content: str
+    width: int = 12
+    height: int = 8
+
+    def to_json(self, number: int, x: int, y: int) -> Json:
+        """Return the panel as Grafana has it, at column `x` and row `y`."""
+        return {
+            "description": self.description,
+            "gridPos": {"h": self.height, "w": self.width, "x": x, "y": y},
+            "id": number,
+            "options": {"content": self.content, "mode": "markdown"},
+            "title": self.title,
+            "type": "text",
+        }
 
 
 _OPTIONS: dict[str, Json] = {
@@ -154,150 +197,19 @@ _OPTIONS: dict[str, Json] = {
         "calculate": False,
         "cellGap": 1,
         # The square root of the count: a few sick streams stay visible beside thousands of sound ones.
-        "color": {"exponent": 0.5, "fill": "dark-blue", "mode": "scheme", "scheme": "Blues", "steps": 64},
+        "color": {
+            "exponent": 0.5,
+            "fill": "dark-blue",
+            "mode": "scheme",
+            "reverse": False,
+            "scheme": "Blues",
+            "steps": 64,
+        },
         "filterValues": {"le": 1e-9},
         "legend": {"show": True},
         "rowsFrame": {"layout": "auto"},
         "tooltip": {"mode": "single", "showColorScale": True, "yHistogram": True},
         "yAxis": {"axisPlacement": "left", "reverse": False, "unit": "none"},
     },
-    "table": {"cellHeight": "sm", "footer": {"show": False}, "showHeader": True},
+    "table": {"cellHeight": "sm", "footer": {"reducer": ["sum"], "show": False}, "showHeader": True},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Panels under one heading, in the order in which they are read."""
-
-    title: str
-    panels: Sequence[Panel]
-
-    def lines(self) -> Iterator[list[Panel]]:
-        """Yield the panels line by line.
-
-        Raises
-        ------
-        ValueError
-            A line does not fill the grid, or its panels are of different heights.
-        """
-        line: list[Panel] = []
-        for panel in self.panels:
-            line.append(panel)
-            width = sum(each.width for each in line)
-            if width > COLUMNS:
-                raise ValueError(f"row {self.title!r}: {panel.title!r} overflows {COLUMNS} columns, to {width}")
-            if width == COLUMNS:
-                if len({each.height for each in line}) > 1:
-                    raise ValueError(f"row {self.title!r}: panels beside {panel.title!r} are of different heights")
-                yield line
-                line = []
-        if line:
-            raise ValueError(f"row {self.title!r}: the line of {line[0].title!r} does not fill {COLUMNS} columns")
-
-
-@dataclass(frozen=True, slots=True)
-class Dashboard:
-    """One dashboard.
-
-    Parameters
-    ----------
-    uid
-        Its name in links and files; never changes.
-    title, description
-        As shown.
-    rows
-        What is on it, from the top.
-    """
-
-    uid: str
-    title: str
-    description: str
-    rows: Sequence[Row] = field(default_factory=tuple)
-
-    def to_json(self) -> Json:
-        """Return what Grafana imports."""
-        return {
-            "annotations": {"list": [_restarts()]},
-            "description": self.description,
-            "editable": False,
-            "fiscalYearStartMonth": 0,
-            "graphTooltip": 1,
-            "links": [],
-            "panels": list(self._panels()),
-            "refresh": "30s",
-            "schemaVersion": 39,
-            "tags": ["ebbtide"],
-            "templating": {"list": _variables()},
-            "time": {"from": "now-6h", "to": "now"},
-            "timepicker": {},
-            "timezone": "browser",
-            "title": self.title,
-            "uid": self.uid,
-        }
-
-    def _panels(self) -> Iterator[Json]:
-        number, y = 1, 0
-        for row in self.rows:
-            place = {"h": 1, "w": COLUMNS, "x": 0, "y": y}
-            yield {"collapsed": False, "gridPos": place, "id": number, "panels": [], "title": row.title, "type": "row"}
-            number, y = number + 1, y + 1
-            for line in row.lines():
-                x = 0
-                for panel in line:
-                    yield panel.to_json(number, x, y)
-                    number, x = number + 1, x + panel.width
-                y += line[0].height
-
-
-def _restarts() -> Json:
-    return {
-        "datasource": SOURCE,
-        "enable": True,
-        "expr": check(f"changes(process_start_time_seconds{{{SCOPE}}}[$__rate_interval]) > 0"),
-        "iconColor": "blue",
-        "name": "Restarts",
-        "step": "",
-        "textFormat": "{{instance}}",
-        "titleFormat": "Restart",
-    }
-
-
-def _variables() -> list[Json]:
-    anything = check("ebbtide_build_info")
-    source = {
-        "current": {},
-        "hide": 0,
-        "includeAll": False,
-        "label": "Data source",
-        "multi": False,
-        "name": "datasource",
-        "options": [],
-        "query": "prometheus",
-        "refresh": 1,
-        "regex": "",
-        "skipUrlSync": False,
-        "type": "datasource",
-    }
-    asked = {"job": f"label_values({anything}, job)", "instance": f'label_values({anything}{{job=~"$job"}}, instance)'}
-    return [source, *(_label_variable(name, query) for name, query in asked.items())]
-
-
-def _label_variable(name: str, query: str) -> Json:
-    return {
-        "allValue": ".+",
-        "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
-        "datasource": SOURCE,
-        "definition": query,
-        "hide": 0,
-        "includeAll": True,
-        "label": name,
-        "multi": True,
-        "name": name,
-        "options": [],
-        "query": {"query": query, "refId": f"{name}-variable"},
-        "refresh": 2,
-        "regex": "",
-        "skipUrlSync": False,
-        "sort": 1,
-        "type": "query",
-    }

@@ -116,6 +116,7 @@ class Forgetting:
 
         Examples
         --------
+        >>> import numpy as np
         >>> Forgetting(np.array([0.0]), np.array([0.5]), [1], 12.0, None, writes_per_event=2.0).messages
         6.0
         """
@@ -208,7 +209,9 @@ class Report:
     lately
         The same over the last third of the events.
     alarms, actions
-        Name or kind → how many.
+        Name or kind → how many; the policy's actions.
+    by_hand
+        Kind → how many actions of operators.
     found
         Of the true shifts those with an alarm on the event or up to two events later; None where they are not known.
     shifts
@@ -239,6 +242,7 @@ class Report:
     over_time: OverTime
     lines: Sequence[OneStream]
     returns: Returns
+    by_hand: Mapping[str, int] = field(default_factory=dict)
     found: int | None = None
     shifts: int | None = None
     rank: int | None = None

@@ -201,14 +201,14 @@ def policies_figure(rows: Sequence[PolicyRow]) -> Figure:
     base = against.means.get("write_error", math.nan)
     others = [row for row in rows if row is not against]
     change = [100 * (row.means.get("write_error", math.nan) / base - 1) if base > 0 else math.nan for row in others]
-    labels = [html.escape(_short(row.name)) + (" (the run's)" if row.own else "") for row in others]
-    reach = max([abs(value) for value in change if math.isfinite(value)], default=1.0) * 1.6 or 1.0
+    labels = [html.escape(_short(row.name)) + ("<br>(the run's)" if row.own else "") for row in others]
+    reach = max([abs(value) for value in change if math.isfinite(value)], default=1.0) * 1.8 or 1.0
     layout = {
         **_plain(130 + 46 * len(others)),
         "showlegend": False,
         "bargap": 0.45,
         "xaxis": {
-            **_grid(f"write error against {html.escape(_short(against.name))}, in per cent (left is better)"),
+            **_grid(f"write error against {html.escape(_short(against.name))} in per cent:<br>left is better"),
             "range": [-reach, reach],
             "zeroline": True,
         },

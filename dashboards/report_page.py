@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from dashboards.report_data import DRAWN, Forgetting, OneStream, PolicyRow, Report
 from dashboards.report_figures import forgetting_figure, over_time_figure, policies_figure, stream_figure
-from dashboards.report_words import capacity, counted, health, number, percent, policy_did, what_next
+from dashboards.report_words import capacity, counted, health, number, percent, policy_did, precise, what_next
 
 NAME = 80
 """Characters of a stream's name that are shown."""
@@ -227,7 +227,7 @@ def _policies(rows: Sequence[PolicyRow], replayed: str) -> list[str]:
     cells = [
         (
             row.name + (" (the run's)" if row.own else ""),
-            *(number(row.means.get(name, math.nan)) for name in ("write_error", "retrieval_error", "retrieval_lift")),
+            *(precise(row.means.get(name, math.nan)) for name in ("write_error", "retrieval_error", "retrieval_lift")),
             number(row.acted_per_1000),
             ", ".join(f"{kind} {count:,}" for kind, count in row.actions.items() if kind != "keep") or "none",
         )

@@ -31,6 +31,15 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def precise(value: float) -> str:
+    """Write an error with the digits that policies differ in.
+
+    >>> precise(0.87561), precise(float("nan"))
+    ('0.8756', '–')
+    """
+    return f"{value:.4f}" if math.isfinite(value) else "–"
+
+
 def percent(share: float) -> str:
     """Write a share in per cent.
 
@@ -97,6 +106,9 @@ def policy_did(report: Report) -> str:
             f"{name} acted on {report.acted:,} of {counted(report.events, 'event')} "
             f"({number(1000 * report.acted / report.events)} in 1,000): {kinds}."
         )
+    if report.by_hand:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in report.by_hand.items())
+        told += f" Operators acted {counted(sum(report.by_hand.values()), 'time')} by hand: {kinds}."
     own, none = own_row(report), named(report, "none")
     if own is not None and none is not None and own is not none and (change := gain(own, none)) is not None:
         if abs(change) < CLOSE:
@@ -105,8 +117,8 @@ def policy_did(report: Report) -> str:
             told += (
                 f" Replayed without any policy, the memory would have predicted new messages "
                 f"{percent(abs(change))} {'worse' if change < 0 else 'better'} (write error "
-                f"{number(none.means['write_error'])} "
-                f"against {number(own.means['write_error'])})."
+                f"{precise(none.means['write_error'])} "
+                f"against {precise(own.means['write_error'])})."
             )
     if report.shifts is not None:
         alarms = report.alarms.get("topic_shift", 0)
@@ -135,7 +147,7 @@ def what_next(report: Report) -> str:
         )
     return (
         f"Next: try --policy {best.name}. On {report.replayed} it predicts new messages {percent(-change)} better than "
-        f"{own.name} (write error {number(best.means['write_error'])} against {number(own.means['write_error'])}). "
+        f"{own.name} (write error {precise(best.means['write_error'])} against {precise(own.means['write_error'])}). "
         "Run it as a "
         "shadow first, and compare again on a later day."
     )

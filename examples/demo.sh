@@ -11,8 +11,12 @@ echo "Six conversations whose topics shift and return:"
 echo
 echo "The consumer, with real sentence embeddings (all-MiniLM-L6-v2):"
 "$ebbtide" run --source "file:$folder/talk.jsonl" --backbone minilm --policy decay_on_shift \
-  --state "sqlite:///$folder/state.db" --sink "jsonl:$folder/out.jsonl" --metrics-port 0
+  --state "sqlite:///$folder/state.db" --sink "jsonl:$folder/out.jsonl" --tape "$folder/tape" --metrics-port 0
 echo "One record of $folder/out.jsonl:"
 sed -n 60p "$folder/out.jsonl"
+echo
+echo "What it came to, as a page to open in a browser (no network needed) and as a picture for a slide:"
+"$ebbtide" report "$folder/tape" --truth "$folder/truth.jsonl" --state "sqlite:///$folder/state.db" \
+  --out "$folder/report.html" --png "$folder/report.png"
 echo
 echo "Next: $ebbtide inspect --state sqlite:///$folder/state.db"

@@ -21,7 +21,7 @@ Examples
 >>> CATALOGUE["ebbtide_events_total"].kind
 'counter'
 >>> sorted(name for name, metric in CATALOGUE.items() if metric.kind == "gauge")[:2]
-['ebbtide_build_info', 'ebbtide_filed_bytes']
+['ebbtide_build_info', 'ebbtide_device_memory_allocated_bytes']
 """
 
 from __future__ import annotations
@@ -226,6 +226,12 @@ _METRICS = (
     _gauge("source_backlog_bytes", "Bytes that the source holds and that are not read yet.", "bytes"),
     _gauge("pool_used_bytes", "Bytes of the state pool that hold a lane.", "bytes"),
     _gauge("pool_reserved_bytes", "Bytes that the state pool has reserved.", "bytes"),
+    _gauge("pool_limit_bytes", "Bytes that lanes may hold in the pool at most, filed states too.", "bytes"),
+    _gauge(
+        "device_memory_allocated_bytes", "Bytes of the GPU that this process's tensors take; absent on a CPU.", "bytes"
+    ),
+    _gauge("device_memory_free_bytes", "Bytes of the GPU that nobody takes; absent on a CPU.", "bytes"),
+    _gauge("device_memory_total_bytes", "Bytes of the GPU that states live on; absent on a CPU.", "bytes"),
     _gauge("filed_states", "States that policies hold besides the lanes' own, of live lanes and of shadows."),
     _gauge("filed_bytes", "Bytes reserved for the states that policies hold besides the lanes' own.", "bytes"),
     _gauge("last_checkpoint_timestamp_seconds", "Unix time of the last committed checkpoint, in seconds.", "seconds"),

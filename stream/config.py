@@ -174,8 +174,12 @@ class RunSettings(BaseModel):
     @field_validator("shadow", mode="before")
     @classmethod
     def _several(cls, shadow: Any) -> Any:
-        """Read what the environment gives: names and files with commas between them."""
-        return tuple(part.strip() for part in shadow.split(",") if part.strip()) if isinstance(shadow, str) else shadow
+        """Read what the environment gives: names and files with commas between them, or JSON."""
+        if not isinstance(shadow, str):
+            return shadow
+        if shadow.startswith("["):
+            return yaml.safe_load(shadow)
+        return tuple(part.strip() for part in shadow.split(",") if part.strip())
 
     @field_validator("detectors", mode="before")
     @classmethod

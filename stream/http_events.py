@@ -10,7 +10,7 @@ full its connection is cut. Nothing here ever waits for a watcher but the task t
     hello   {"every": s, "keep": s, "samples": [sample, ...], "summary": {...}, "streams": [...]}
     tick    {"sample": sample, "summary": {...}, "streams": [...]}      streams: every other second
     sample  {"at": Unix time, "rate": events/s, "signals": {name: mean}, "alarms": {name: how many since the last one},
-             "actions": {kind: how many}, "refused": how many lines}    kinds other than keep; nothing that is zero
+             "actions": {kind, or "by operator": how many}, "refused": how many lines}    no keep; nothing that is zero
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class LiveEvents:
         return RETRY + _event(b"hello", head + b',"samples":[' + b",".join(self._samples) + b"]}")
 
     def _sample(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        counts = {name: summary.get(name) or {} for name in ("alarms", "actions", "dead_letters")}
+        counts = {name: summary.get(name) or {} for name in ("alarms", "actions", "origins", "dead_letters")}
         # Before the consumer is ready its counters are those of nothing, and then at once those of the checkpoint.
         before = self._counts
         if before is not None or summary.get("ready"):
@@ -229,12 +229,13 @@ class LiveEvents:
         signals = summary.get("signals") or {}
         new = {name: _more(counts[name], (before or counts)[name]) for name in counts}
         new["actions"].pop("keep", None)
+        new["origins"].pop("policy", None)  # those are told by their kind
         return {
             "at": round(self._clock(), 3),
             "rate": summary.get("events_per_second"),
             "signals": {name: signals.get(name) for name in CHARTED},
             "alarms": new["alarms"],
-            "actions": new["actions"],
+            "actions": {**new["actions"], **{f"by {origin}": count for origin, count in new["origins"].items()}},
             "refused": sum(new["dead_letters"].values()),
         }
 

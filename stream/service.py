@@ -66,6 +66,12 @@ class ConsumerService:
     def _refresh(self) -> None:
         metrics, engine = self._consumer.metrics, self._consumer.engine
         metrics.set("ebbtide_ready", int(self._consumer.ready))
+        metrics.set("ebbtide_pool_limit_bytes", engine.pool.max_bytes)
+        if engine.pool.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(engine.pool.device)
+            metrics.set("ebbtide_device_memory_allocated_bytes", torch.cuda.memory_allocated(engine.pool.device))
+            metrics.set("ebbtide_device_memory_free_bytes", free)
+            metrics.set("ebbtide_device_memory_total_bytes", total)
         for signal, values in worst(engine.last["signals"], engine.pool.slot_array(), WORST).items():
             for place in range(WORST):
                 metrics.set(WORST_GAUGES[signal], values[place] if place < len(values) else None, str(place + 1))

@@ -29,7 +29,22 @@ from stream.commands.generate import GenerateOptions
 from stream.config import DETECTORS, RunSettings
 from stream.generate import GenerateSettings
 
-COMMANDS = ("run", "generate", "inspect", "replay", "tune", "chat", "controls", "dashboards", "doctor", "config")
+COMMANDS = (
+    *(
+        "run",
+        "generate",
+        "inspect",
+        "act",
+        "replay",
+        "tune",
+        "report",
+        "chat",
+        "controls",
+        "dashboards",
+        "doctor",
+        "config",
+    ),
+)
 DEADLINE = 60.0
 QUIET = ("run", "--backbone", "hashing", "--metrics-port", "0", "--log-level", "error")
 
@@ -333,7 +348,7 @@ def test_a_store_of_another_version(kept: Path, cli: Cli) -> None:
     connection.close()
     before = contents(kept)
     for arguments in ((*RUN, *KEPT), ("inspect", "--state", KEPT[1])):
-        is_refused(cli(*arguments), "the store has schema version 99, this Ebbtide reads version 1: use the release")
+        is_refused(cli(*arguments), "the store has schema version 99, this Ebbtide reads version 2: use the release")
     assert contents(kept) == before
 
 
@@ -500,7 +515,8 @@ def test_inspect_json_is_whole_in_a_fixed_order_and_free_of_times_and_paths(
     assert cli(*RUN, *other).code == 0
     assert cli("inspect", "--state", "sqlite:///another.db", "--json") == first
     shown = json.loads(first.out)
-    assert list(shown) == sorted(shown) == ["counters", "marks", "partitions", "settings", "streams"]
+    parts = ["by_hand", "counters", "marks", "partitions", "settings", "shadows", "streams"]
+    assert list(shown) == sorted(shown) == parts
     assert [each["stream"] for each in shown["streams"]] == ["s0", "s1", "s2"]
     assert shown["marks"]["jsonl"] == (here / "out.jsonl").stat().st_size
     assert shown["partitions"] == [{"offset": (here / "talk.jsonl").stat().st_size, "lines": 62}]
@@ -528,7 +544,7 @@ def test_inspect_shows_a_table_and_one_stream_in_detail(kept: Path, cli: Cli) ->
     assert "2 of 3 streams shown" in cli("inspect", "--state", KEPT[1], "--limit", 2).out
     whole = json.loads(cli("inspect", "--state", KEPT[1], "--json").out)
     one = json.loads(cli("inspect", "--state", KEPT[1], "s1", "--json").out)
-    assert one == {**whole["streams"][1], "settings": whole["settings"]}
+    assert one == {**whole["streams"][1], "settings": whole["settings"], "by_hand": []}
     detail = cli("inspect", "--state", KEPT[1], "s1")
     assert f"state_sha256  {one['state_sha256']}" in detail.out
     assert "--rank" in detail.out

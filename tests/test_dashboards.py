@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
 import html.parser
 import json
 import re
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from dashboards import grafana, metrics_page
+from dashboards.board import Row
 from dashboards.live_page import content_security_policy, live_page
-from dashboards.panels import Panel, Row, Target
-from dashboards.promql import gauge, metric_names, quantile, rate
-from monitors.catalogue import CATALOGUE
+from dashboards.names import OTHER_METRICS, expanded, metric_names
+from dashboards.panels import Panel, Target
+from dashboards.promql import check, gauge, quantile, rate, select
+from dashboards.recordings import BASELINES, RECORDED, RECORDINGS
+from monitors.catalogue import CATALOGUE, WORST, WORST_GAUGES
 from monitors.exporter import Exporter
-from monitors.metrics import Metrics
-from stream.http import REQUESTS_PER_SECOND, HttpServer, create_app
+from stream.http import REQUESTS_PER_SECOND
+from tests.prometheus_server import for_prometheus, tool
 from tests.test_exporter import BUILD, filled
-from tests.test_http import SampleService
 
-COMMITTED = [json.loads(path.read_text("utf-8")) for path in sorted(grafana.COMMITTED.glob("*.json"))]
-PANELS = [panel for dashboard in COMMITTED for panel in dashboard["panels"] if panel["type"] != "row"]
+BOARDS = grafana.COMMITTED / "grafana" / "dashboards"
+COMMITTED = [json.loads(path.read_text("utf-8")) for path in sorted(BOARDS.glob("*.json"))]
+PANELS = [panel for dashboard in COMMITTED for panel in dashboard["panels"] if panel["type"] not in ("row", "text")]
+TEXTS = [panel for dashboard in COMMITTED for panel in dashboard["panels"] if panel["type"] == "text"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
-ANNOTATIONS = [(each["name"], each["expr"]) for dashboard in COMMITTED for each in dashboard["annotations"]["list"]]
-VARIABLES = [each for dashboard in COMMITTED for each in dashboard["templating"]["list"]]
-ALL_QUERIES = QUERIES + ANNOTATIONS
-
-
-def for_prometheus(expr: str) -> str:
-    """Fill in what Grafana fills in."""
-    return expr.replace("$__rate_interval", "30s").replace("$job", ".+").replace("$instance", ".+")
+ANNOTATIONS = [
+    (each["name"], each["target"]["expr"]) for dashboard in COMMITTED for each in dashboard["annotations"]["list"]
+]
+ALL_QUERIES = sorted({*QUERIES, *ANNOTATIONS})
 
 
 class TestCommitted:
@@ -54,17 +49,22 @@ class TestCommitted:
         assert metrics_page.COMMITTED.read_text("utf-8") == metrics_page.metrics_page()
 
     def test_the_checks_notice_what_is_stale(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert grafana.stale(tmp_path) == ["ebbtide-overview.json"]
-        paths = grafana.write_dashboards(tmp_path)
-        assert grafana.stale(tmp_path) == []
-        paths[0].write_text(paths[0].read_text("utf-8").replace("rate", "irate", 1), "utf-8")
-        (tmp_path / "old.json").write_text("{}", "utf-8")
-        assert grafana.stale(tmp_path) == ["ebbtide-overview.json", "old.json"]
+        assert grafana.stale(tmp_path) == sorted(grafana.rendered())
+        for path in grafana.write_files(tmp_path):
+            assert grafana.stale(tmp_path) == []
+            text = path.read_text("utf-8")
+            path.write_text(text + " ", "utf-8")
+            assert grafana.stale(tmp_path) == [path.relative_to(tmp_path).as_posix()]
+            path.write_text(text, "utf-8")
+        old = tmp_path / "grafana" / "dashboards" / "old.json"
+        old.write_text("{}", "utf-8")
+        (tmp_path / "compose.yaml").write_text("ours", "utf-8")
+        assert grafana.stale(tmp_path) == ["grafana/dashboards/old.json"]
         for module, committed in ((grafana, tmp_path), (metrics_page, tmp_path / "docs" / "metrics.md")):
             monkeypatch.setattr(module, "COMMITTED", committed)
             assert module.main(["--check"]) == 1
             assert module.main(["--write"]) == 0
-            (tmp_path / "old.json").unlink(missing_ok=True)
+            old.unlink(missing_ok=True)
             assert module.main(["--check"]) == 0
 
     @pytest.mark.parametrize("module", ["dashboards.grafana", "dashboards.metrics_page"])
@@ -100,15 +100,25 @@ class TestDashboardRules:
         assert panel["targets"]
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
         assert all(target["datasource"] == panel["datasource"] for target in panel["targets"])
+        steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+        if panel["type"] in ("timeseries", "stat"):
+            assert (len(steps) > 1) != ("No fixed limit: " in panel["description"])
+
+    @pytest.mark.parametrize("panel", TEXTS, ids=lambda panel: panel["title"])
+    def test_a_text_is_complete(self, panel: dict[str, Any]) -> None:
+        assert panel["description"].endswith(".")
+        assert len(panel["options"]["content"]) > 60
 
     @pytest.mark.parametrize(("title", "expr"), ALL_QUERIES)
     def test_a_query_follows_the_rules(self, title: str, expr: str) -> None:
         # One matcher list for each metric, and each narrows to the job and the instance.
-        assert expr.count('{job=~"$job",instance=~"$instance"') == len(re.findall(r"(ebbtide|process)_\w+\{", expr)) > 0
-        assert not re.search(r"(ebbtide|process)_\w+(?!\w|\{)", expr)
+        selectors = re.findall(r"([A-Za-z_:$][\w:${}]*)\{(?!signal)", expr)
+        assert expr.count('{job=~"$job",instance=~"$instance"') == len(selectors) > 0
+        bare = re.sub(r"\{[^}]*=[^}]*\}", "{}", expanded(expr)[0])
+        assert {name for name in metric_names(expanded(expr)[0]) if f"{name}{{}}" not in bare} == set()
         for function, window in re.findall(r"(rate|irate|increase|changes)\([^\[]*\[([^\]]*)\]", expr):
             assert window == "$__rate_interval" or function == "increase"
-        for counter in re.findall(r"\w+_(?:total|bucket|sum|count)\{", expr):
+        for counter in re.findall(r"[\w${}]+_(?:total|bucket|sum|count)\{", expr):
             assert re.search(rf"(rate|increase)\({re.escape(counter)}", expr), counter
 
     @pytest.mark.parametrize("dashboard", COMMITTED, ids=lambda dashboard: dashboard["uid"])
@@ -129,15 +139,44 @@ class TestDashboardRules:
         height = 1 + max(y for _, y in cells)
         assert cells == {(x, y) for x in range(24) for y in range(height)}
 
-    def test_the_data_source_the_job_and_the_instance_can_be_chosen(self) -> None:
-        assert [each["name"] for each in VARIABLES] == ["datasource", "job", "instance"]
-        assert VARIABLES[0]["label"] == "Data source"
-        for each in VARIABLES[1:]:
+    @pytest.mark.parametrize("dashboard", COMMITTED, ids=lambda dashboard: dashboard["uid"])
+    def test_the_data_source_the_job_and_the_instance_can_be_chosen(self, dashboard: dict[str, Any]) -> None:
+        source, job, instance, *own = dashboard["templating"]["list"]
+        assert (source["name"], source["label"], source["type"]) == ("datasource", "Data source", "datasource")
+        assert (job["name"], instance["name"]) == ("job", "instance")
+        for each in (job, instance):
             assert (each["label"], each["multi"], each["allValue"], each["refresh"]) == (each["name"], True, ".+", 2)
             assert each["datasource"]["uid"] == "${datasource}"
+        queries = json.dumps([panel.get("targets") for panel in dashboard["panels"]])
+        used = set(re.findall(r"\$\{?([a-z]\w*)\}?", queries))
+        assert used == {"datasource", "job", "instance", *(each["name"] for each in own)}
+        for each in own:
+            assert each["type"] == "custom"
+            assert len({option["value"] for option in each["options"]}) == len(each["options"]) > 1
+
+    @pytest.mark.parametrize("dashboard", COMMITTED, ids=lambda dashboard: dashboard["uid"])
+    def test_dashboards_lead_to_each_other(self, dashboard: dict[str, Any]) -> None:
+        [link] = dashboard["links"]
+        assert (link["type"], link["includeVars"], link["keepTime"]) == ("dashboards", True, True)
+        assert set(link["tags"]) <= set(dashboard["tags"])
+
+    def test_names_and_titles_differ(self) -> None:
+        for key in ("uid", "title"):
+            assert len({dashboard[key] for dashboard in COMMITTED}) == len(COMMITTED) == len(grafana.DASHBOARDS)
+        for dashboard in COMMITTED:
+            titles = [panel["title"] for panel in dashboard["panels"]]
+            assert len(set(titles)) == len(titles)
+
+    def test_every_signal_can_be_chosen_and_every_place(self) -> None:
+        [streams] = [dashboard for dashboard in COMMITTED if dashboard["uid"] == "ebbtide-streams"]
+        variables = streams["templating"]["list"]
+        options = {each["name"]: [option["value"] for option in each["options"]] for each in variables}
+        assert [f"ebbtide_worst_{name}" for name in options["signal"]] == list(WORST_GAUGES.values())
+        assert options["place"] == ["$__all", *(str(place) for place in range(1, WORST + 1))]
 
     def test_every_metric_that_tells_of_health_is_shown(self) -> None:
-        shown = {name for _, expr in ALL_QUERIES for name in metric_names(expr)}
+        shown = {name for _, expr in ALL_QUERIES for each in expanded(expr) for name in metric_names(each)}
+        shown |= {name for rule in (*RECORDINGS, *BASELINES) for name in metric_names(rule.expr)}
         hidden = {name for name, metric in CATALOGUE.items() if not shown.intersection(metric.samples)}
         assert hidden == set()
 
@@ -147,8 +186,9 @@ class TestNames:
     def test_a_query_asks_for_what_a_scrape_shows(self, title: str, expr: str) -> None:
         body, _ = Exporter(filled(), build_info=BUILD).exposition()
         scraped = {each.name for family in text_string_to_metric_families(body.decode()) for each in family.samples}
-        assert metric_names(expr)
-        assert metric_names(expr) <= scraped
+        for each in expanded(expr):
+            assert metric_names(each)
+            assert metric_names(each) <= scraped | OTHER_METRICS | RECORDED
 
     @pytest.mark.parametrize(
         ("build", "message"),
@@ -163,6 +203,8 @@ class TestNames:
             ),
             (lambda: gauge("ebbtide_queue_depth", "que"), r"got \['que'\]"),
             (lambda: quantile(0.5, "ebbtide_state_norms"), "did you mean 'ebbtide_state_norm_bucket'"),
+            (lambda: select("ebbtide_wrst_$signal"), "did you mean 'ebbtide_worst_"),
+            (lambda: check("instance:ebbtide_event_lag_seconds:mean6m"), "did you mean 'instance:ebbtide_event_lag_"),
         ],
     )
     def test_a_wrong_name_fails_when_it_is_built(self, build: Callable[[], object], message: str) -> None:
@@ -179,6 +221,7 @@ class TestNames:
             ("sum(a) by (x) unless 2 * b", {"a", "b"}),
             ("time() - a:b:c", {"a:b:c"}),
             ("max_over_time(rate(a[5m])[1h:1m])", {"a"}),
+            ("a offset 1d > 0 unless avg_over_time(b[1d] offset 1h)", {"a", "b"}),
             ("1 + inf", set()),
         ],
     )
@@ -189,7 +232,7 @@ class TestNames:
 class TestLayout:
     @staticmethod
     def panel(width: int, height: int = 8) -> Panel:
-        return Panel("x", "y", [Target("up", "")], unit="none", width=width, height=height)
+        return Panel("x", "y", [Target("up", "")], unit="none", width=width, height=height, no_limit="none.")
 
     @pytest.mark.parametrize(
         ("panels", "message"),
@@ -207,21 +250,20 @@ class TestLayout:
     def test_an_incomplete_panel_is_refused(self, missing: str) -> None:
         parts: dict[str, Any] = {"title": "x", "description": "y", "unit": "none", "targets": [Target("up", "")]}
         with pytest.raises(ValueError, match="expected a"):
-            Panel(**{**parts, missing: ""})
+            Panel(**{**parts, "no_limit": "none.", missing: ""})
 
-
-def tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(
-            f"{name} is not installed (Debian: apt-get install {'chromium' if name == 'chromium' else 'prometheus'})"
-        )
-    return found
+    def test_a_number_has_limits_or_a_reason(self) -> None:
+        parts: dict[str, Any] = {"title": "x", "description": "y", "unit": "none", "targets": [Target("up", "")]}
+        with pytest.raises(ValueError, match="expected thresholds, or the reason"):
+            Panel(**parts)
+        with pytest.raises(ValueError, match="expected thresholds, or the reason"):
+            Panel(**parts, thresholds=[(1, "red")], no_limit="none.")
 
 
 class TestPrometheus:
     def test_every_query_is_promql(self, tmp_path: Path) -> None:
-        rules = [{"record": f"q:{index}", "expr": for_prometheus(expr)} for index, (_, expr) in enumerate(ALL_QUERIES)]
+        queries = [each for _, expr in ALL_QUERIES for each in expanded(expr)]
+        rules = [{"record": f"q:{index}", "expr": for_prometheus(expr)} for index, expr in enumerate(queries)]
         path = tmp_path / "rules.yml"
         path.write_text(yaml.safe_dump({"groups": [{"name": "dashboards", "rules": rules}]}), "utf-8")
         run = subprocess.run(
@@ -229,97 +271,6 @@ class TestPrometheus:
         )
         assert run.returncode == 0, run.stdout + run.stderr
         assert f"{len(rules)} rules found" in run.stdout
-
-    @pytest.mark.slow
-    def test_every_query_has_an_answer(self, tmp_path: Path) -> None:
-        """Catches a label or a matcher that fits nothing, which no parser can see."""
-        service = SampleService()
-        service.metrics = filled_with_true_labels()
-        service.exporter = Exporter(service.metrics, build_info=BUILD)
-        server = HttpServer(create_app(service), "127.0.0.1", 0)
-        server.start()
-        try:
-            with prometheus(tool("prometheus"), tmp_path, server.port) as ask:
-                wait_for(lambda: ask("count_over_time(ebbtide_events_total[1m]) > 3"))
-                assert {
-                    title: ask(for_prometheus(expr)) for title, expr in QUERIES if not ask(for_prometheus(expr))
-                } == {}
-                assert ask("ebbtide_event_total") == []
-                for each in VARIABLES[1:]:
-                    label = each["name"]
-                    match = each["definition"].removeprefix("label_values(").rsplit(",", 1)[0]
-                    assert {row["metric"][label] for row in ask(for_prometheus(match))} != set()
-        finally:
-            server.stop()
-
-
-def filled_with_true_labels() -> Metrics:
-    metrics = Metrics()
-    values = {
-        "reason": "not_json",
-        "alarm": "topic_shift",
-        "kind": "reset",
-        "direction": "out",
-        "queue": "q",
-        "stage": "scan",
-        "age": "4-15",
-    }
-    for name, metric in CATALOGUE.items():
-        labels = [values[label] for label in metric.labels if label in values]
-        if metric.kind == "counter":
-            metrics.add(name, 3, *labels)
-        elif metric.kind == "histogram":
-            metrics.observe(name, 1.0, *labels)
-        elif name != "ebbtide_build_info":
-            metrics.set(name, 1, *labels)
-    return metrics
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Ask again until it holds; a minute is far more than any of these takes."""
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.1)
-    pytest.fail("waited for a minute")
-
-
-@contextlib.contextmanager
-def prometheus(binary: str, folder: Path, target: int) -> Iterator[Callable[[str], list[dict[str, Any]]]]:
-    """Run a Prometheus that scrapes the port `target` each second; yield a function that asks it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    scrape = {"job_name": "ebbtide", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
-    config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]}
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), "utf-8")
-    arguments = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
-    with (
-        subprocess.Popen(
-            [binary, *arguments, f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client,
-    ):
-
-        def ask(query: str) -> list[dict[str, Any]]:
-            answer = client.get("/api/v1/query", params={"query": query}).json()
-            assert answer["status"] == "success", answer
-            result: list[dict[str, Any]] = answer["data"]["result"]
-            return result
-
-        def up() -> bool:
-            assert process.poll() is None, "Prometheus ended"
-            with contextlib.suppress(httpx.TransportError):
-                return client.get("/-/ready").status_code == 200
-            return False
-
-        try:
-            wait_for(up)
-            yield ask
-        finally:
-            process.terminate()
 
 
 class Page(html.parser.HTMLParser):

@@ -98,10 +98,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "coupled, token, reset on shift": {"policy": "reset_on_shift", "mode": "coupled", "write": "token", "beta": 0.1},
     "gated, token, decay": {"policy": "decay", "mode": "gated", "lam": 0.97, "write": "token"},
     "gated, segment, reset on shift": {"policy": "reset_on_shift", "mode": "gated", "lam": 0.9},
-    "decay outside, token": {"mode": "decay_outside", "write": "token", "beta": 0.05},
+    "decay outside, token": {"mode": "decay_outside", "write": "token", "beta": 0.05, "policy": "none"},
     "decay outside with its own lam": {"mode": "decay_outside", "lam": 0.95, "policy": "decay_on_shift"},
     "moving gates, an odd rank": {"gate_gain": 2.0, "rank": 5, "policy": "decay_on_shift"},
-    "moving gates, token": {"gate_gain": 2.0, "rank": 13, "write": "token", "mode": "coupled"},
+    "moving gates, token": {"gate_gain": 2.0, "rank": 13, "write": "token", "mode": "coupled", "policy": "none"},
 }
 
 

@@ -223,6 +223,7 @@ class TestApi:
             "/-/ready",
             "/api/summary",
             "/api/streams",
+            "/api/streams/{name}/actions",
             "/api/streams/{name}",
             "/api/events",
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import shutil
@@ -137,9 +138,10 @@ class TestEvents:
         start = {"ready": False, "alarms": {}, "actions": {}, "dead_letters": {}, "signals": {}}
         restored = {**start, "ready": True, "alarms": {"topic_shift": 900}, "actions": {"keep": 10**6, "decay": 40}}
         later = {**restored, "alarms": {"topic_shift": 902}, "actions": {"keep": 10**6 + 50, "decay": 41}}
+        later["origins"] = {"policy": 41, "operator": 2}
         told = [events._sample(summary) for summary in (start, start, restored, later)]
         assert [sample["alarms"] for sample in told] == [{}, {}, {}, {"topic_shift": 2}]
-        assert [sample["actions"] for sample in told] == [{}, {}, {}, {"decay": 1}]
+        assert [sample["actions"] for sample in told] == [{}, {}, {}, {"decay": 1, "by operator": 2}]
 
     def test_the_history_is_bounded(self) -> None:
         events = LiveEvents(SampleService(), every=1.0, keep=300.0)
@@ -199,10 +201,15 @@ class TestEvents:
         if reads:
             reader.join()
 
-    def test_head_ends(self, server: HttpServer) -> None:
-        answer = httpx.head(server.url + "/api/events", trust_env=False)
-        assert answer.status_code == 200
-        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    def test_head_ends_and_leaves_the_connection_in_step(self, server: HttpServer) -> None:
+        connection = http.client.HTTPConnection(server.host, server.port, timeout=DEADLINE)
+        connection.request("HEAD", "/api/events")
+        head = connection.getresponse()
+        assert (head.status, head.read()) == (200, b"")
+        assert head.headers["content-type"] == "text/event-stream; charset=utf-8"
+        connection.request("GET", "/-/healthy")
+        assert connection.getresponse().read() == b"the loop ticked\n"
+        connection.close()
         assert events_of(server).watchers == 0
 
     def test_the_headers_of_every_answer_are_there(self, server: HttpServer) -> None:

@@ -14,7 +14,7 @@ import torch
 
 import stream.many.scoring as scoring
 from memory.errors import ConfigurationError
-from memory.threads import set_threads, threads
+from memory.threads import set_threads, threads, torch_threads
 from memory.writers import Rows, RowsWriter, Shape
 from monitors.detectors import parse_detector
 from monitors.observations import SIGNALS
@@ -63,8 +63,8 @@ POLICIES_HERE: list[Policy] = [
     ResetOnShiftPolicy(on=("topic_shift", "retrieval_error")),
     DecayOnShiftPolicy(factor=0.2),
     DecayOnShiftPolicy(factor=0.6, cool_down=1),
-    NormCapPolicy(cap=1),
-    NormCapPolicy(cap=0.8, to=0.5),
+    NormCapPolicy(cap=0.4),
+    NormCapPolicy(cap=0.6, to=0.5),
     FreezeOnAnomalyPolicy(),
     FreezeOnAnomalyPolicy(on=("topic_shift",), hold=3),
     FreezeOnAnomalyPolicy(on=("topic_shift",), hold=2, cool_down=1),
@@ -162,7 +162,8 @@ def compare(tape: LoadedTape, policies: Sequence[Policy], detectors: Mapping[str
     for stream in tape.streams.values():
         plan = Plan.of(stream, watching)
         for group in alike(fitted):
-            run = run_stream(tape, plan, [fitted[row] for row in group], probes=True)
+            with torch_threads(1):
+                run = run_stream(tape, plan, [fitted[row] for row in group], probes=True)
             assert run.marks.retrieval_error is not None
             for lane, row in enumerate(group.tolist()):
                 own = by_engine(tape, stream, policies[row], detectors)

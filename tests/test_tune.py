@@ -458,6 +458,23 @@ def test_importance_is_found_where_it_is(whole: Study, tape: LoadedTape, place: 
     assert importances(whole) == {}, "too few trials to say anything"
 
 
+def test_a_batch_is_an_eighth_of_the_trials_and_a_study_keeps_its_own(
+    tape: LoadedTape, place: Path, tmp_path: Path, whole: Study
+) -> None:
+    space = read_space(place / "space.yaml")
+    assert [Study.of(tape, space, TuneSettings(trials=trials)).batch for trials in (10, 600, 1000, 10_000, 10**6)] == [
+        64,
+        75,
+        125,
+        1250,
+        2048,
+    ]
+    (tmp_path / "study.db").write_bytes((place / "whole.db").read_bytes())
+    more = searched(tape, place, tmp_path / "study.db", batch=None, trials=32)
+    assert (more.batch, more.resumed, len(more.trials)) == (8, 24, 32)
+    assert tried(more)[:24] == tried(whole)
+
+
 # The study's file
 
 

@@ -100,8 +100,9 @@ class AdaptiveGatesPolicy(Policy):
 
 
 def _cosine(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Floats:
-    """Cosine of each lane's `[H, R]` with another, `[n]` float64; 0 where either is zero."""
+    """Cosine of each lane's `[H, R]` with another, `[n]` float64; 0 where either is zero; of what is not finite, NaN."""
     a, b = one.astype(np.float64), other.astype(np.float64)
-    size = np.sqrt((a * a).sum(axis=(1, 2)) * (b * b).sum(axis=(1, 2)))
-    cosine: Floats = np.where(size > 0, (a * b).sum(axis=(1, 2)) / np.where(size > 0, size, 1.0), 0.0)
+    with np.errstate(invalid="ignore"):
+        size = np.sqrt((a * a).sum(axis=(1, 2)) * (b * b).sum(axis=(1, 2)))
+        cosine: Floats = np.where(size > 0, (a * b).sum(axis=(1, 2)) / np.where(size > 0, size, 1.0), 0.0)
     return cosine

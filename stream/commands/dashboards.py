@@ -1,4 +1,4 @@
-"""`ebbtide dashboards`: what Grafana shows, as files."""
+"""`ebbtide dashboards`: what Grafana shows and what Prometheus watches, as files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ import typer
 
 def dashboards(
     out: Annotated[Path, typer.Option("--out", help="Folder for the files; made if need be")],
+    grafana: Annotated[
+        str, typer.Option("--grafana", help="Address of Grafana, for the links of alerts [default: none]")
+    ] = "",
+    runbook: Annotated[
+        str, typer.Option("--runbook", help="Address of the runbook, for the links of alerts")
+    ] = "docs/runbook.md",
 ) -> None:
-    """Write the Grafana dashboards, made from the metric catalogue."""
-    from dashboards.grafana import write_dashboards
+    """Write the Grafana dashboards, the rules for Prometheus and the provisioning of both, from the metric catalogue."""
+    from dashboards.grafana import write_files
+    from dashboards.rules import Links
 
-    for path in write_dashboards(out):
+    for path in write_files(out, Links(grafana=grafana, runbook=runbook)):
         print(path)

@@ -197,7 +197,7 @@ def _print(study: Study, judged: Judged, written: dict[str, Path]) -> None:
     console = Console()
     table = Table(box=box.SIMPLE, pad_edge=False)
     table.add_column("policy", no_wrap=True)
-    for title in ("write error", "change, %", "on return", "actions"):
+    for title in ("error", "change, %", "on return", "actions"):
         table.add_column(title, justify="right", no_wrap=True)
     front = [row for row in judged.rows if row.role == "front"]
     step = max(1, math.ceil(len(front) / ROWS))
@@ -208,7 +208,7 @@ def _print(study: Study, judged: Judged, written: dict[str, Path]) -> None:
             interval = f" ({percent(change.low)[:-2]} to {percent(change.high)[:-2]})"
         name = {"none": "none", "auto": "auto, defaults"}.get(row.role, f"{row.trial.name} #{row.trial.number}")
         table.add_row(
-            name + (" (chosen)" if row.role == "chosen" else ""),
+            name + (" ←" if row.role == "chosen" else ""),
             f"{figures.write_error:.4f}",
             percent(change.mean)[:-2] + interval,
             f"{figures.recall_error:.4f}" if math.isfinite(figures.recall_error) else "-",
@@ -223,6 +223,8 @@ def _print(study: Study, judged: Judged, written: dict[str, Path]) -> None:
     console.print(table)
     if len(front) > len(front[::step]):
         console.print(f"{len(front[::step])} of the {len(front):,} others on the front; all are in report.parquet")
+    if any(row.role == "chosen" for row in judged.rows):
+        console.print("← chosen: the least error within the limits, where it was tuned")
     if len(study.report) < FEW:
         console.print(f"The intervals are over {len(study.report)} streams: rough")
     console.print(f"Recommended: {judged.recommended.name}, since {judged.reason}")

@@ -80,6 +80,8 @@ def run_stream(
 ) -> StreamRun:
     """Run a stream under n policies that are `alike`; a policy's bits do not depend on the others.
 
+    Of many small operations: to be called with one of torch's threads (`memory.threads.torch_threads`).
+
     Parameters
     ----------
     tape, plan

@@ -115,6 +115,7 @@ def _report(
         lately=_means(run, late),
         alarms={name: len(places) for name, places in sorted(run.alarms.items())},
         actions={"keep": len(run) - sum(actions.values()), **actions},
+        by_hand={kind: len(places) for kind, places in sorted(run.by_hand.items())},
         over_time=over_time(run, told),
         lines=one_streams(run, told),
         returns=returns,

@@ -38,7 +38,7 @@ def over_time(run: Run, truth: Truth | None = None) -> OverTime:
     >>> run = Run(Path("x"), None, ["a", "b"], streams, n // 2, n, {"state_norm": 1.0 + streams}, {"topic_shift":
     ...     np.array([3, 39])}, {})
     >>> told = over_time(run)
-    >>> len(told.at), told.bands["state_norm"].middle[0], told.alarms["topic_shift"].sum()
+    >>> len(told.at), told.bands["state_norm"].middle[0].item(), told.alarms["topic_shift"].sum().item()
     (20, 1.5, 2.0)
     """
     n = len(run)
@@ -54,9 +54,15 @@ def over_time(run: Run, truth: Truth | None = None) -> OverTime:
         at=(edges[:-1] + edges[1:] - 1) / 2,
         bands={name: _band(run.signals[name], lane, slices, len(run.streams)) for name in DRAWN if name in run.signals},
         alarms={name: counted(places) for name, places in sorted(run.alarms.items())},
-        actions={kind: counted(places) for kind, places in sorted(run.actions.items())},
+        actions={kind: counted(places) for kind, places in _actions(run)},
         shifts=None if truth is None else counted(np.flatnonzero(truth.boundary)),
     )
+
+
+def _actions(run: Run) -> list[tuple[str, Places]]:
+    """Return what was done and on which events, by the policy first."""
+    by_hand = [(f"{kind} by hand", places) for kind, places in sorted(run.by_hand.items())]
+    return [*sorted(run.actions.items()), *by_hand]
 
 
 def _band(values: Floats, lane: Places, slices: int, streams: int) -> Band:
@@ -105,7 +111,7 @@ def _one(run: Run, stream: int, why: str, truth: Truth | None) -> OneStream:
         run.seq[places].tolist(),
         {name: run.signals[name][places] for name in DRAWN if name in run.signals},
         {name: found for name, events in sorted(run.alarms.items()) if (found := seqs(events))},
-        {kind: found for kind, events in sorted(run.actions.items()) if (found := seqs(events))},
+        {kind: found for kind, events in _actions(run) if (found := seqs(events))},
         None if truth is None else seqs(np.flatnonzero(truth.boundary)),
     )
 

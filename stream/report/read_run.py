@@ -40,6 +40,8 @@ class Run:
         Name → `[n]` float64; NaN where it was not measured.
     alarms, actions
         Name or kind → the events with it, int64 places in [0, n), rising. No ``keep`` among the kinds.
+    by_hand
+        Kind → the events right before which an operator did it, likewise.
     first, last
         Timestamps, as they came.
     torn
@@ -58,6 +60,7 @@ class Run:
     first: str = ""
     last: str = ""
     torn: bool = False
+    by_hand: dict[str, Integers] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.stream)
@@ -74,6 +77,7 @@ class _Rows:
     signals: dict[str, list[Floats]] = field(default_factory=lambda: {name: [] for name in SIGNALS})
     alarms: dict[str, list[int]] = field(default_factory=dict)
     actions: dict[str, list[int]] = field(default_factory=dict)
+    by_hand: dict[str, list[int]] = field(default_factory=dict)
     times: list[str] = field(default_factory=list)
     count: int = 0
 
@@ -86,6 +90,7 @@ class _Rows:
         alarms: Iterable[Iterable[str]],
         actions: Iterable[str],
         times: Iterable[str | None],
+        by_hand: Iterable[Iterable[str] | None] = (),
     ) -> None:
         places = [self.names.setdefault(name, len(self.names)) for name in streams]
         self.stream.append(np.array(places, np.int64))
@@ -100,6 +105,9 @@ class _Rows:
         for at, kind in enumerate(actions, self.count):
             if kind != KEPT_ACTION:
                 self.actions.setdefault(kind, []).append(at)
+        for at, done in enumerate(by_hand, self.count):
+            for told in done or ():
+                self.by_hand.setdefault(str(json.loads(told)["kind"]), []).append(at)
         some = [time for time in times if time is not None]
         self.times = [*self.times[:1], *some[:1], *some[-1:]] if not self.times else [self.times[0], *some[-1:]]
         self.count += len(places)
@@ -121,6 +129,7 @@ class _Rows:
             self.times[0] if self.times else "",
             self.times[-1] if self.times else "",
             torn,
+            {kind: np.array(places, np.int64) for kind, places in self.by_hand.items()},
         )
 
 
@@ -172,6 +181,7 @@ def _from_tape(folder: Path, *, partial: bool) -> Run:
             batch["alarms"].to_pylist(),
             batch["action"].to_pylist(),
             batch["ts"].to_pylist(),
+            batch["by_hand"].to_pylist() if "by_hand" in batch.schema.names else (),
         )
     return rows.run(folder, reader.head, torn=reader.torn is not None)
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from dashboards.report_data import Forgetting, PolicyRow
 from memory.errors import ConfigurationError
-from memory.threads import torch_threads
 from monitors.detectors import parse_detector
 from monitors.forgetting import NullModel, forgetting_curve
 from monitors.policies import Policy, load_policy
 from monitors.retrieval_error import Retrieval
 from stream.engine import Engine
+from stream.operators import ByHand
 from stream.replay import recorded_policy, replay
 from stream.tape import TapeHead, TapeReader
 from stream.tape.format import rows_of
@@ -83,7 +83,7 @@ def forgetting_of(
         layers=head.watched,
         every=head.every,
     )
-    probes: list[Retrieval] = []
+    hand, probes = ByHand(engine), list[Retrieval]()
     gates, writes, events = np.zeros(2), 0, 0
     for batch in reader.batches():
         rows = rows_of(batch, head)
@@ -94,8 +94,12 @@ def forgetting_of(
             if rows.lam is not None and rows.lam.size
             else 0.0,
         ]
-        with torch_threads(1):
-            outcome = engine.process(*writer.load(batch))
+        told, ids = writer.load(batch)
+        by_hand = batch["by_hand"].to_pylist() if head.version >= 2 else []
+        for event, actions in zip(told, by_hand, strict=False):  # as `stream.replay` does
+            for action in actions or ():
+                hand.repeat(event.stream, action)
+        outcome = engine.process(told, ids)
         events += len(batch)
         each(events)
         probes += [seen for seen in outcome.probes if len(seen.measured)]

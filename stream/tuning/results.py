@@ -182,7 +182,7 @@ def facts(study: Study, command: Sequence[str]) -> dict[str, str]:
         "Tuned on": f"{len(study.tune)} streams: {_some(study.tune)}",
         "Reported on": f"{len(study.report)} others: {_some(study.report)}",
         "Split": f"by a hash of the stream's name, share {settings.split:g}, seed {settings.seed}",
-        "Trials": f"{len(study.trials):,} in batches of {settings.batch}, {len(study.front):,} on the front",
+        "Trials": f"{len(study.trials):,} in batches of {study.batch}, {len(study.front):,} on the front",
         "Searched": f"{searched} ({study.space.where})",
         "Made small": ", ".join(name.replace("_", " ") for name in OBJECTIVES[: study.objectives])
         + ("" if study.objectives == len(OBJECTIVES) else "; no topic comes back on these streams"),

@@ -20,6 +20,9 @@ LATEST, BEST = 128, 64
 """How many trials of a policy its sampler is shown: of the latest, and of those on its front. What an ask costs grows
 with the square of the trials shown, and what was tried long ago without success says little."""
 
+TOGETHER = 64
+"""Samples that are told of each other; what one costs grows with their number too."""
+
 STARTUP = 16
 """Trials of a policy that are drawn at random before its sampler begins to learn."""
 
@@ -72,7 +75,8 @@ def suggest(
     tried
         Its finished trials, oldest first, with as many values as there are objectives.
     count
-        How many to return. Each is told of those before it (the constant liar), so that they keep apart.
+        How many to return. Each is told of those before it, up to `TOGETHER` of them (the constant liar), so that they
+        keep apart.
     objectives
         How many there are, each to be made small.
     seed
@@ -84,11 +88,16 @@ def suggest(
     et al., "Multiobjective tree-structured Parzen estimator", JAIR 73 (2022), for several objectives.
     """
     distributions = space.distributions()
-    with quiet():
-        sampler = TPESampler(seed=seed, multivariate=True, n_startup_trials=STARTUP, constant_liar=True)
-        study = optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
-        study.add_trials(_shown(tried))
-        return [study.ask(distributions).params for _ in range(count)]
+    shown, asked = _shown(tried), []
+    for place in range(0, count, TOGETHER):
+        with quiet():
+            sampler = TPESampler(
+                seed=seed_of(seed, place), multivariate=True, n_startup_trials=STARTUP, constant_liar=True
+            )
+            study = optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
+            study.add_trials(shown)
+            asked += [study.ask(distributions).params for _ in range(min(TOGETHER, count - place))]
+    return asked
 
 
 def seed_of(*parts: object) -> int:

@@ -11,8 +11,11 @@ class TuneSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trials: int = Field(1000, ge=2, description="Policies to try, those of an earlier part of the same study included")
-    batch: int = Field(
-        128, ge=2, description="Policies scored in one pass; the search learns from a batch when all of it is scored"
+    batch: int | None = Field(
+        None,
+        ge=2,
+        description="Policies scored in one pass: more is faster, and the search learns less often "
+        "[default: an eighth of the trials, at least 64, at most 2,048; of a study that goes on, its own]",
     )
     seed: int = Field(0, ge=0, description="Decides the split, what is tried, and the intervals")
     split: float = Field(

@@ -51,6 +51,8 @@ class Study:
         How many of `OBJECTIVES` there are on this tape.
     trials
         What was tried so far.
+    batch
+        Policies scored in one pass.
     resumed
         How many of them were there already.
     stopped
@@ -63,6 +65,7 @@ class Study:
     tune: list[str]
     report: list[str]
     objectives: int = len(OBJECTIVES)
+    batch: int = 0
     trials: list[Trial] = field(default_factory=list)
     resumed: int = 0
     stopped: str = ""
@@ -74,7 +77,9 @@ class Study:
     def of(cls, tape: LoadedTape, space: SearchSpace, settings: TuneSettings) -> Study:
         """Return a search that has not begun."""
         tune, report = split_streams(list(tape.streams), settings.split, settings.seed)
-        return cls(tape, space, settings, tune, report)
+        return cls(
+            tape, space, settings, tune, report, batch=settings.batch or min(max(settings.trials // 8, 64), 2048)
+        )
 
     def run(
         self,
@@ -106,7 +111,8 @@ class Study:
             The journal holds another search.
         """
         began = time.monotonic()
-        kept = self._open(journal, fingerprint(self, folder))
+        known = fingerprint(self, folder)
+        kept = self._open(journal, known)
         journal.commit()
         while not (reason := self._reason(began, stop)):
             batch = self._ask()
@@ -124,7 +130,7 @@ class Study:
                     self.objectives = len(OBJECTIVES) - 1
                 self._take(trial)
             if kept is None:
-                kept = self._create(journal, fingerprint(self, folder))
+                kept = self._create(journal, known)
             kept.add_trials(self._frozen[done:])
             journal.commit()
             self._look(len(self.trials))
@@ -154,7 +160,7 @@ class Study:
 
     def _ask(self) -> list[tuple[Policy, dict[str, Any]]]:
         done, settings = len(self.trials), self.settings
-        room = min(settings.batch, settings.trials - done)
+        room = min(self.batch, settings.trials - done)
         batch: list[tuple[Policy, dict[str, Any]]] = []
         if not done:
             batch = [(NoPolicy(), {}), (AutoPolicy(), {})]
@@ -202,6 +208,8 @@ class Study:
             return None
         kept = optuna.load_study(study_name=NAME, storage=storage)
         then = kept.user_attrs.get("fingerprint", {})
+        if self.settings.batch is None:
+            self.batch = now["batch"] = then.get("batch", self.batch)
         for key, words in DIFFERENCES.items():
             if then.get(key) != now[key]:
                 raise ConfigurationError(
@@ -212,7 +220,7 @@ class Study:
         for frozen in kept.get_trials(deepcopy=False):
             self._take(Trial.thawed(frozen))
         self.resumed = len(self.trials)
-        for end in [*range(self.settings.batch, self.resumed, self.settings.batch), self.resumed]:
+        for end in [*range(self.batch, self.resumed, self.batch), self.resumed]:
             self._look(end)
         return kept
 
@@ -249,7 +257,7 @@ def fingerprint(study: Study, folder: Path) -> dict[str, Any]:
         "tape": digest.hexdigest(),
         "space": blake2b(space.encode(), digest_size=16).hexdigest(),
         "split": [settings.split, settings.seed],
-        "batch": settings.batch,
+        "batch": study.batch,
         "objectives": list(OBJECTIVES),
     }
 
