@@ -13,6 +13,17 @@ from monitors.forgetting import AGE_LABELS
 
 _USUAL_AT_MOST = f"{recorded(RETRIEVAL_ERROR_WEEK)} + {limits.WEEK_DEVIATIONS:g} * {recorded(RETRIEVAL_ERROR_SPREAD)}"
 
+
+def _age(label: str) -> str:
+    """Return a range of ages in words.
+
+    >>> _age("4-15"), _age("256-")
+    ('4 to 15', '256 and more')
+    """
+    first, _, last = label.partition("-")
+    return f"{first} to {last}" if last else f"{first} and more" if label.endswith("-") else first
+
+
 _SIZE = Row(
     "How large and how full: distributions over streams",
     [
@@ -144,7 +155,7 @@ _FORGETTING = Row(
         ),
         *(
             heatmap(
-                f"Error of pairs {label if not label.endswith('-') else label + 'and more'} writes old",
+                f"Error of pairs {_age(label)} writes old",
                 "ebbtide_probe_error_ratio",
                 "Where the errors of pairs of this age lie. A band at 1: these pairs are gone; if they should not be, "
                 "raise the rank or the retention gate. Empty: no probe is of this age, yet.",

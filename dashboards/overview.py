@@ -56,7 +56,7 @@ _GLANCE = Row(
             thresholds=[(limits.BACKLOG_BYTES, "orange"), (10 * limits.BACKLOG_BYTES, "red")],
         ),
         number(
-            "Dead letters in the last hour",
+            "Dead letters in 1 h",
             "Lines that were refused. Any number that keeps growing means that a producer sends something else than "
             "the input contract; the dead-letter file holds each line with its offset and the reason.",
             Target(increase("ebbtide_dead_letters_total", "1h"), "dead letters"),
@@ -64,7 +64,7 @@ _GLANCE = Row(
             thresholds=[(1, "orange"), (1000, "red")],
         ),
         number(
-            "Alarms in the last hour",
+            "Alarms in 1 h",
             "Alarms that detectors raised. Many more than on other days: the streams have changed, or a threshold "
             "is too tight. See which alarm below, and which streams at /api/streams.",
             Target(increase("ebbtide_alarms_total", "1h"), "alarms"),

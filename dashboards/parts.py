@@ -109,7 +109,6 @@ ALARMS = Panel(
     [Target(rate("ebbtide_alarms_total", "alarm"), "{{alarm}}")],
     unit="cps",
     width=8,
-    stacked=True,
     no_limit=USUAL,
 )
 
@@ -120,7 +119,6 @@ ACTIONS = Panel(
     [Target(rate("ebbtide_actions_total", "kind", where='kind!="keep",origin!="dry_run"'), "{{kind}}")],
     unit="cps",
     width=8,
-    stacked=True,
     no_limit="a constant decay acts on every event, others seldom.",
 )
 

@@ -79,7 +79,6 @@ _ACTIONS = Row(
             ],
             unit="cps",
             width=8,
-            stacked=True,
             no_limit="a constant decay acts on every event, others seldom.",
         ),
         Panel(
@@ -112,7 +111,6 @@ _ACTIONS = Row(
             ],
             unit="short",
             width=12,
-            stacked=True,
             no_limit="people are free to act.",
         ),
         Panel(
@@ -127,7 +125,6 @@ _ACTIONS = Row(
             ],
             unit="cps",
             width=12,
-            stacked=True,
             no_limit="compare with the shifts above.",
         ),
     ],

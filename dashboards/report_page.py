@@ -211,8 +211,8 @@ def _forgetting(curve: Forgetting | None, words: Sequence[str]) -> list[str]:
         '<section class="card"><h2>How long it remembers</h2>',
         *told,
         '<p class="hint">What is left of a taught pair by its age: how much smaller its error is than that of pairs '
-        "never "
-        "taught. The dashed line is what the rule alone would leave if messages had nothing to do with each other.</p>",
+        "never taught. The dashed line is what the rule alone would leave if messages had nothing to do with each "
+        "other.</p>",
         '<div class="plot" id="forgetting" role="img" aria-label="The forgetting curve; the table below has its '
         'numbers"></div>',
         "<details><summary>The curve as a table</summary>",
@@ -242,8 +242,7 @@ def _policies(rows: Sequence[PolicyRow], replayed: str) -> list[str]:
     return [
         '<section class="card"><h2>Policies compared</h2>',
         f"<p>The same messages again, under other policies: {escape(replayed)}. Compare by the write error: how well "
-        "the "
-        "memory predicted what was said next.</p>",
+        "the memory predicted what was said next.</p>",
         plot,
         _table(heads, cells),
         '<p class="hint">Probes are of the whole past of a stream. A policy that files states away (archive, auto) is '

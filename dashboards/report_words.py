@@ -63,9 +63,8 @@ def health(report: Report) -> tuple[Level, str]:
     if sick := report.alarms.get("non_finite", 0):
         return "bad", (
             f"The memory is not well: after {counted(sick, 'event')} a state held numbers that are not finite. What "
-            "such "
-            "a stream remembers is lost; look for it by the alarm non_finite, and at the gates and values that it "
-            "wrote."
+            "such a stream remembers is lost; look for it by the alarm non_finite, and at the gates and values that "
+            "it wrote."
         )
     error, lift, norm = (
         report.lately.get(name, math.nan) for name in ("retrieval_error", "retrieval_lift", "state_norm")
@@ -124,8 +123,7 @@ def policy_did(report: Report) -> str:
         alarms = report.alarms.get("topic_shift", 0)
         told += (
             f" Of {counted(report.shifts, 'true topic shift')}, {report.found or 0:,} raised an alarm within two "
-            "events; "
-            f"{counted(max(0, alarms - (report.found or 0)), 'alarm')} of {alarms:,} had no shift."
+            f"events; {counted(max(0, alarms - (report.found or 0)), 'alarm')} of {alarms:,} had no shift."
         )
     return told
 
@@ -148,8 +146,7 @@ def what_next(report: Report) -> str:
     return (
         f"Next: try --policy {best.name}. On {report.replayed} it predicts new messages {percent(-change)} better than "
         f"{own.name} (write error {precise(best.means['write_error'])} against {precise(own.means['write_error'])}). "
-        "Run it as a "
-        "shadow first, and compare again on a later day."
+        "Run it as a shadow first, and compare again on a later day."
     )
 
 
@@ -160,18 +157,17 @@ def capacity(report: Report) -> list[str]:
     if curve is None:
         return [line for line in told if line]
     lasts, length = curve.messages, returns.length
+    begin = "A topic lasts" if returns.known else "From one topic-shift alarm to the next there are"
     if math.isfinite(lasts) and math.isfinite(length):
         if lasts < length:
             told.append(
-                f"A topic lasts {number(length)} messages in the middle, longer than half of an association: what "
-                "was said at the "
-                "beginning of a topic fades before its end."
+                f"{begin} {number(length)} messages (median), more than it takes for half of an association to "
+                "fade: what was said at the beginning of a topic is mostly gone before its end."
             )
         else:
             told.append(
-                f"A topic lasts {number(length)} messages in the middle, less than it takes for half of an "
-                "association to fade: "
-                "a topic is remembered to its end, and reaches into the next one."
+                f"{begin} {number(length)} messages (median), less than it takes for half of an association to "
+                "fade: a topic is remembered to its end, and reaches into the next one."
             )
     if math.isfinite(returns.share) and returns.share >= OFTEN:
         told.append(
@@ -236,8 +232,7 @@ def _levers(report: Report) -> str:
     larger = NullModel.of(report.mode, 2 * report.rank, report.beta).half_life / now
     return (
         f"By the rule alone, halving β makes associations last {number(slower)} times as long and each message count "
-        "half as "
-        f"much; doubling the rank makes them last {number(larger)} times as long, for four times the memory."
+        f"half as much; doubling the rank makes them last {number(larger)} times as long, for four times the memory."
     )
 
 

@@ -41,7 +41,7 @@ compose file that comes along. A stream that was spilled from the pool is in the
 def _places(name: str) -> Target:
     """Return the value of the stream in each chosen place."""
     values = gauge(f"ebbtide_worst_{name}", "instance", "place", how="max", where='place=~"$place"')
-    return Target(values, "{{instance}}, {{place}}")
+    return Target(values, "{{place}}, {{instance}}")
 
 
 def _worst(name: str, description: str, width: int = 8) -> Panel:

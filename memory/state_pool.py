@@ -221,6 +221,13 @@ class StatePool:
             return self._spilled[key]
         return next(iter(self._export([key])))[1]
 
+    def put_back(self, key: str, record: LaneRecord) -> None:
+        """Make a resident lane what a record of it says."""
+        slot = self._slots[key]
+        for component in self.beside.values():
+            component.clear(np.array([slot]))
+        self._import(slot, key, record)
+
     def records(self) -> Iterator[tuple[str, LaneRecord]]:
         """Yield the lanes that changed since the last commit, each a copy."""
         resident = [key for key in self._changed if key in self._slots]

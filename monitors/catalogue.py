@@ -213,6 +213,7 @@ _METRICS = (
         persistent=True,
     ),
     _work("nonfinite_values", "Measured values that were NaN or infinite and went to no detector.", "values"),
+    _work("quarantines", "Streams that were put into quarantine: an event would have made numbers that are none."),
     # What this process did.
     _counter("checkpoints", "Checkpoints committed by this process."),
     _counter("checkpoint_failures", "Checkpoints that failed and left the stored state as it was."),
@@ -221,6 +222,7 @@ _METRICS = (
     _counter("sink_records", "Records handed to the sink by this process.", "records"),
     # How things stand.
     _gauge("streams_resident", "Streams whose state is in the pool."),
+    _gauge("streams_quarantined", "Resident streams in quarantine, which are not written until a person lets them."),
     _gauge("streams_stored", "Streams in the state store, as of the last checkpoint."),
     _gauge("queue_depth", "Items waiting in a bounded queue, by queue.", labels=("queue",)),
     _gauge("source_backlog_bytes", "Bytes that the source holds and that are not read yet.", "bytes"),

@@ -182,6 +182,11 @@ class Exporter:
         self._lock = Lock()
         self._kept: dict[str, tuple[float, bytes]] = {}
 
+    def forget(self) -> None:
+        """Write the next exposition anew."""
+        with self._lock:
+            self._kept.clear()
+
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """Return the metrics and their content type, in the format that the Accept header `accept` prefers."""
         encode, content_type = _OPEN_METRICS if wants_open_metrics(accept) else _PLAIN_TEXT

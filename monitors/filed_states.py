@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from memory.lane_state import LaneState, Slots
-from memory.threads import share_out
+from memory.threads import share_out, torch_threads
 from monitors.observations import Flags, Floats
 
 
@@ -117,14 +118,19 @@ class FiledStates(LaneState):
 
     def dump(self, slots: Slots) -> Sequence[bytes]:
         """Return for each lane which ways it holds, their centroids and their states."""
-        return [self._blob(self.places[slot]) for slot in slots.tolist()]
-
-    def _blob(self, places: npt.NDArray[np.int64]) -> bytes:
-        ways = np.flatnonzero(places >= 0)
-        at = places[ways]
-        states = self.states[torch.from_numpy(at).to(self.states.device)].cpu().numpy()
-        head = struct.pack(f"<{1 + len(ways)}i", len(ways), *ways.tolist())
-        return head + self.centroids[at].tobytes() + states.tobytes()
+        lane, way = np.nonzero(self.places[slots] >= 0)
+        at = self.places[slots[lane], way]
+        with torch_threads(
+            1
+        ):  # one copy; for each lane by itself, waking torch's threads would cost a hundred times it
+            states = self.states[torch.from_numpy(at).to(self.states.device)].cpu().numpy()
+        centroids, ends = self.centroids[at], np.searchsorted(lane, np.arange(len(slots) + 1)).tolist()
+        return [
+            struct.pack(f"<{1 + last - first}i", last - first, *way[first:last].tolist())
+            + centroids[first:last].tobytes()
+            + states[first:last].tobytes()
+            for first, last in pairwise(ends)
+        ]
 
     def load(self, slot: int, blob: bytes) -> None:
         """Fill one lane from its blob."""

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from memory.blend import blend, step_from
 from memory.lane_state import LaneState, Slots
 from memory.naive_scan import sum_last
 from memory.predict import prediction_errors
@@ -216,30 +217,18 @@ class PolicyRunner:
         """
         acting = np.flatnonzero(actions.factor != 1)
         if len(acting):
-            alone = self._alone(states, written, acting)
-            at, factor = self._at(states, slots[acting]), self._column(states, actions.factor[acting])
-            # A reset forgets even what is not finite: 0 · NaN would not.
-            states[at] = torch.where(factor == 0, alone, factor * states[at] + (1 - factor) * alone)
+            # Lanes that write the same event share one S∅. A reset forgets even what is not finite.
+            _, first, rows = np.unique(written.index[acting], return_index=True, return_inverse=True)
+            alone = torch.zeros((len(first), *states.shape[1:]), device=states.device)
+            written.scan(alone, np.arange(len(first)), self.mode, acting[first])
+            blend(states, slots[acting], actions.factor[acting], alone, rows)
         if actions.gain is not None:
             assert before.states is not None
-            i = np.flatnonzero(actions.gain != 1)
-            old, at, gain = before.states[self._at(states, i)], self._at(states, slots[i]), actions.gain[i]
-            share = self._column(states, gain)
-            states[at] = torch.where(share == 0, old, old + share * (states[at] - old))
-
-    def _alone(self, states: Tensor, written: Segments, lanes: Slots) -> Tensor:
-        """Return what the events of these lanes alone make of zeros, `[m, H, R, R]`, or `[1, H, R, R]` if it is one and
-        the same; each is written once."""
-        _, first, place = np.unique(written.index[lanes], return_index=True, return_inverse=True)
-        alone = torch.zeros((len(first), *states.shape[1:]), device=states.device)
-        written.scan(alone, np.arange(len(first)), self.mode, lanes[first])
-        return alone if len(first) == 1 else alone[self._at(states, place)]
+            changed = np.flatnonzero(actions.gain != 1)
+            step_from(states, slots[changed], actions.gain[changed], before.states, changed)
 
     def _at(self, states: Tensor, rows: Slots) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(rows)).to(states.device)
-
-    def _column(self, states: Tensor, numbers: Floats) -> Tensor:
-        return torch.from_numpy(numbers.astype(np.float32)).to(states.device)[:, None, None, None]
 
     def _move(self, states: Tensor, slots: Slots, written: Segments, old: Tensor, live: Slots, moves: Moves) -> None:
         """Write into the ways that are not the lane's own state; exchange that one where another way is to be it."""

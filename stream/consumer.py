@@ -374,6 +374,7 @@ class Consumer:
             for kind in ActionKind:
                 metrics.add("ebbtide_actions_total", int(tried[kind]), kind.label, "dry_run")
         metrics.add("ebbtide_nonfinite_values_total", outcome.nonfinite)
+        metrics.add("ebbtide_quarantines_total", outcome.put_aside)
         if self.sink is not None:
             metrics.add("ebbtide_sink_records_total", len(batch.events))
         for signal, histogram in SIGNAL_HISTOGRAMS.items():

@@ -32,6 +32,7 @@ from monitors.retrieval_error import Retrieval, RetrievalErrorMonitor
 from monitors.state_norm import StateNormMonitor
 from monitors.topic_monitors import topic_monitor_for
 from stream.event import Event
+from stream.quarantine import LIMIT, REASON, Quarantine
 
 ALARM_NAMES = {"topic_shift_score": "topic_shift"}
 """Alarms are called like their signal, but for this one: the alarm says that a new topic begins."""
@@ -63,6 +64,8 @@ class Outcome:
         What the probes gave, one for each round.
     would
         What a policy that is only tried would have done; None where none is.
+    put_aside
+        Lanes that were put into quarantine.
     by_hand
         Index of an event → what operators did to its stream right before it, as JSON.
     """
@@ -78,6 +81,7 @@ class Outcome:
     rows: Rows | None = None
     probes: list[Retrieval] = field(default_factory=list)
     would: Actions | None = None
+    put_aside: int = 0
     by_hand: dict[int, list[str]] = field(default_factory=dict)
 
     def take(self, index: Slots, seq: npt.NDArray[np.int64], observed: Observations, actions: Actions) -> None:
@@ -158,6 +162,7 @@ class Engine:
                 "alarm_seq": Column("int64", fill=-1),
             }
         )
+        self.quarantine = Quarantine()
         self._clock = clock
         self.pool = StatePool(
             writer.layers,
@@ -175,6 +180,7 @@ class Engine:
         parts: list[tuple[str, str, LaneState]] = [
             ("counts", "", self.counts),
             ("last", "", self.last),
+            ("quarantine", "", self.quarantine.lanes),
             ("norm", "", self.norm.lanes),
             ("probes", "", self.retrieval.lanes),
             *((name, self.policy.model_dump_json(), lanes) for name, lanes in self.runner.beside.items()),
@@ -216,6 +222,16 @@ class Engine:
         self, index: Slots, slots: Slots, ids: Sequence[Ids], batch: Batch, outcome: Outcome, stages: Stages
     ) -> None:
         """Advance lanes by one event each: those at `index` `[n]`, of tokens `ids`, on the lanes at `slots` `[n]`."""
+        held = self.quarantine.holds(slots)
+        if held.any():
+            self._pass_over(index[held], slots[held], outcome)
+            ids = [each for each, out in zip(ids, held.tolist(), strict=True) if not out]
+            index, slots = index[~held], slots[~held]
+            if not len(index):
+                return
+        names = [outcome.events[event].stream for event in index.tolist()]
+        norms = self.last["signals"][slots][:, SIGNALS.index("state_norm")]
+        copies = self.quarantine.copy(self.pool, names, norms, batch, index)
         states, rows = self.pool.states, slots
         turn = self.counts["events"][slots]
         written, segments, before = self._advance(slots, index, turn, batch, stages)
@@ -231,14 +247,30 @@ class Engine:
             for signal, detector in self.detectors.items():
                 alarms = detector.update(self.detector_lanes[signal], slots, signals[signal])
                 observations.alarms[ALARM_NAMES.get(signal, signal)] = alarms
-            sick = ~np.isfinite(signals["state_norm"])
+            sick = ~(signals["state_norm"] < LIMIT)
             observations.alarms["non_finite"] = sick
             outcome.nonfinite += int(sick.sum())
         with stages("policy"):
             actions = self.runner.after(self.pool.states.flatten(1, 2), slots, segments, before, observations)
             self._acted(slots, actions)
+        if sick.any():
+            aside = self.quarantine.put_aside(self.pool, names, slots, turn, sick, copies)
+            actions.kind[aside], actions.factor[aside] = ActionKind.FREEZE, 1.0
+            for row in np.flatnonzero(aside).tolist():
+                actions.reason[row] = REASON
+            outcome.put_aside += int(aside.sum())
         seq = self._number(slots, outcome.tokens[index])
         self._show(slots, seq, observations, actions)
+        outcome.take(index, seq, observations, actions)
+
+    def _pass_over(self, index: Slots, slots: Slots, outcome: Outcome) -> None:
+        """Count the events of lanes that are put aside; nothing is written or measured."""
+        nothing = {name: np.full(len(slots), np.nan) for name in SIGNALS}
+        observations = Observations(slots, nothing, {"non_finite": np.zeros(len(slots), np.bool_)})
+        actions = Actions.keep(len(slots))
+        actions.kind[:] = ActionKind.FREEZE
+        actions.reason = [REASON] * len(slots)
+        seq = self._number(slots, outcome.tokens[index])
         outcome.take(index, seq, observations, actions)
 
     def _advance(
@@ -321,7 +353,7 @@ class Engine:
 
     def reset(self, stream: str) -> None:
         """Make a stream's state zero, by hand; what its monitors remember of it stays, and shows what was lost."""
-        slots = self.pool.acquire([stream])
+        slots = self.release(stream)
         self.pool.states[torch.from_numpy(slots).to(self.pool.device)] = 0
         self.norm.start_over(slots)
         self.retrieval.expire(slots, reset=True)
@@ -331,9 +363,15 @@ class Engine:
             for lanes in self.runner.beside.values():
                 lanes.clear(slots)
 
+    def release(self, stream: str) -> Slots:
+        """Let a stream that was put aside go on, by hand; return its slot, `[1]` int64."""
+        slots = self._touch(stream)
+        self.quarantine.lanes.clear(slots)
+        return slots
+
     def decay(self, stream: str, factor: float) -> None:
         """Multiply a stream's state, by hand."""
-        slots = self._touch(stream)
+        slots = self.release(stream)
         self.pool.states[int(slots[0])] *= factor
         self.retrieval.expire(slots)
 
@@ -347,6 +385,7 @@ class Engine:
         """
         slots = self._touch(stream)
         self.runner.take_up(self.pool.states.flatten(1, 2), int(slots[0]), topic)
+        self.release(stream)
         self.norm.start_over(slots)
         self.retrieval.expire(slots)
 
@@ -359,7 +398,7 @@ class Engine:
 
     def put_back(self, stream: str, held: bytes) -> None:
         """Make a stream's state what it was, by hand; what the policy keeps too, if it is the same policy."""
-        slots, parts = self._touch(stream), unpack(held)
+        slots, parts = self.release(stream), unpack(held)
         slot = int(slots[0])
         state = np.frombuffer(parts["state"], np.float32).reshape(self.pool.shape)
         self.pool.states[slot] = torch.from_numpy(state.copy())

@@ -151,7 +151,13 @@ class _Edge:
             return
         # Probes are not made to wait behind a storm of scrapers.
         if not scope["path"].startswith("/-/") and (seconds := self.pace.delay(time.monotonic())):
-            await asyncio.sleep(seconds)
+            try:
+                await asyncio.sleep(seconds)
+            except (
+                asyncio.CancelledError
+            ):  # the server stops; an exception here would be one in its log for each request
+                await PlainTextResponse("stopping\n", 503)(scope, receive, send)
+                return
 
         async def pass_on(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -163,13 +169,13 @@ class _Edge:
         await self.app(scope, receive, pass_on)
 
 
-def create_app(service: Service, token: str | None = None) -> FastAPI:
+def create_app(service: Service, token: str | None = None, *, sample_every: float = 1.0) -> FastAPI:
     """Make the application.
 
     GET and HEAD on `/metrics`, `/-/healthy`, `/-/ready`, `/api/summary`, `/api/streams`, `/api/streams/{id}`,
     `/api/events`, `/` and `/openapi.json`; POST on `/api/streams/{id}/actions` for whoever has the token; other methods
-    are answered 405. There is no page of documentation: FastAPI's
-    loads its scripts from elsewhere, and this application asks nothing of any other host.
+    are answered 405. There is no page of documentation: FastAPI's loads its scripts from elsewhere, and this
+    application asks nothing of any other host. The live events take a summary every `sample_every` seconds.
 
     Examples
     --------
@@ -212,7 +218,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     async def index() -> Response:
         return Response(page, media_type="text/html; charset=utf-8")
 
-    app.state.events = events = LiveEvents(service)
+    app.state.events = events = LiveEvents(service, every=sample_every)
 
     @app.get(
         "/api/events",

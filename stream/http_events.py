@@ -8,7 +8,7 @@ A watcher that does not read costs a few messages in its queue and what the sock
 full its connection is cut. Nothing here ever waits for a watcher but the task that serves it.
 
     hello   {"every": s, "keep": s, "samples": [sample, ...], "summary": {...}, "streams": [...]}
-    tick    {"sample": sample, "summary": {...}, "streams": [...]}      streams: every other second
+    tick    {"sample": sample, "summary": {...}, "streams": [...]}      streams: about every other second
     sample  {"at": Unix time, "rate": events/s, "signals": {name: mean}, "alarms": {name: how many since the last one},
              "actions": {kind, or "by operator": how many}, "refused": how many lines}    no keep; nothing that is zero
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import struct
 import time
@@ -48,6 +49,9 @@ HEARTBEAT = 10.0
 
 WORST = 10
 """Streams in a message."""
+
+REST = 50
+"""The worst streams are not looked for again before so many times as long as it took: of 100,000 it takes a while."""
 
 CHARTED = ("state_norm", "retrieval_error", "topic_shift_score")
 """Signals that the page draws."""
@@ -150,7 +154,8 @@ class LiveEvents:
         self._streams: list[dict[str, Any]] = []
         self._watchers: set[Watcher] = set()
         self._task: asyncio.Task[None] | None = None
-        self._failing = self._closed = self._asked = False
+        self._streams_due = -math.inf
+        self._failing = self._closed = False
 
     @property
     def watchers(self) -> int:
@@ -177,7 +182,7 @@ class LiveEvents:
         self.start()
         watcher.put(self._hello())
         self._watchers.add(watcher)
-        self._asked = True
+        self._streams_due = -math.inf  # one who comes now is told with the next message
         return True
 
     def leave(self, watcher: Watcher) -> None:
@@ -185,20 +190,19 @@ class LiveEvents:
         self._watchers.discard(watcher)
 
     async def _run(self) -> None:
-        due, turn = time.monotonic(), 0
+        due = time.monotonic()
         while True:
             try:
-                await self._turn(with_streams=self._asked or turn % 2 == 0)
+                await self._turn()
                 self._failing = False
             except Exception:
                 if not self._failing:  # once, not once a second
                     log.exception("live_events_failed")
                 self._failing = True
-            turn += 1
             due = max(due + self._every, time.monotonic())  # what was missed is not caught up with
             await asyncio.sleep(due - time.monotonic())
 
-    async def _turn(self, *, with_streams: bool) -> None:
+    async def _turn(self) -> None:
         summary = await anyio.to_thread.run_sync(self._service.summary, abandon_on_cancel=True)
         sample = to_json(self._sample(summary))
         self._samples.append(sample)
@@ -206,9 +210,11 @@ class LiveEvents:
         if not self._watchers:
             return
         fields = b'{"sample":' + sample + b',"summary":' + to_json(summary)
-        if with_streams:
-            self._asked = False
+        begun = time.monotonic()
+        if begun >= self._streams_due:
             self._streams = await anyio.to_thread.run_sync(self._service.streams, WORST, abandon_on_cancel=True)
+            ended = time.monotonic()
+            self._streams_due = max(begun + 1.5 * self._every, ended + REST * (ended - begun))
             fields += b',"streams":' + to_json(self._streams)
         message = _event(b"tick", fields + b"}")
         for watcher in [each for each in self._watchers if not each.put(message)]:

@@ -29,7 +29,7 @@ MAX_WAITING = 64
 """Actions asked for over HTTP that wait for the loop; the next one is refused."""
 
 
-KINDS = ("reset", "decay", "restore")
+KINDS = ("reset", "decay", "restore", "release")
 """What there is to ask for."""
 
 
@@ -41,7 +41,8 @@ class Ask(BaseModel):
     kind
         ``reset``: the state becomes zeros, and what the policy filed is forgotten. ``decay``: it is multiplied by
         `factor`. ``restore``: the state that the policy filed under the number `topic` is taken up, or, without a
-        number, everything is as it was before the last action that an operator took on this stream.
+        number, everything is as it was before the last action that an operator took on this stream. ``release``: a
+        stream that was put into quarantine goes on with the state that it had before (so do the other three).
     factor
         For ``decay``: between 0 and 1.
     topic
@@ -61,7 +62,7 @@ class Ask(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["decay", "reset", "restore"]
+    kind: Literal["decay", "reset", "restore", "release"]
     factor: float | None = Field(default=None, allow_inf_nan=False)
     topic: int | None = Field(default=None, ge=0)
     reason: str = Field(default="", max_length=500)
@@ -143,6 +144,11 @@ class ByHand:
         if ask.kind == "reset":
             engine.reset(stream)
             return "reset: the state is zeros, nothing is filed"
+        if ask.kind == "release":
+            if not engine.quarantine.holds(engine.pool.acquire([stream])).any():
+                raise ValueError("this stream is not in quarantine")
+            engine.release(stream)
+            return "released: it is written again"
         if ask.factor is not None:
             engine.decay(stream, ask.factor)
             return f"decayed to {ask.factor:g} of what it was"

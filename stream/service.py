@@ -45,7 +45,7 @@ class ConsumerService:
     def __init__(self, consumer: Consumer):
         self._consumer = consumer
         settings, engine = consumer.settings, consumer.engine
-        self._exporter = Exporter(
+        self.exporter = Exporter(
             consumer.metrics,
             build_info={
                 "version": version("ebbtide"),
@@ -61,18 +61,20 @@ class ConsumerService:
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics and their content type."""
-        return self._exporter.exposition(accept)
+        return self.exporter.exposition(accept)
 
     def _refresh(self) -> None:
         metrics, engine = self._consumer.metrics, self._consumer.engine
         metrics.set("ebbtide_ready", int(self._consumer.ready))
+        slots = engine.pool.slot_array()
+        metrics.set("ebbtide_streams_quarantined", int(engine.quarantine.holds(slots).sum()))
         metrics.set("ebbtide_pool_limit_bytes", engine.pool.max_bytes)
         if engine.pool.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(engine.pool.device)
             metrics.set("ebbtide_device_memory_allocated_bytes", torch.cuda.memory_allocated(engine.pool.device))
             metrics.set("ebbtide_device_memory_free_bytes", free)
             metrics.set("ebbtide_device_memory_total_bytes", total)
-        for signal, values in worst(engine.last["signals"], engine.pool.slot_array(), WORST).items():
+        for signal, values in worst(engine.last["signals"], slots, WORST).items():
             for place in range(WORST):
                 metrics.set(WORST_GAUGES[signal], values[place] if place < len(values) else None, str(place + 1))
 
@@ -126,11 +128,14 @@ class ConsumerService:
     def streams(self, limit: int) -> list[dict[str, Any]]:
         """Return at most `limit` resident streams, those with the largest retrieval error first."""
         slots = self._consumer.engine.pool.slots()
-        names = list(slots)
-        error = np.asarray(self._consumer.engine.last["signals"])[list(slots.values())][
-            :, SIGNALS.index("retrieval_error")
-        ]
-        worst = np.argsort(np.where(np.isfinite(error), -error, math.inf), kind="stable")[:limit]
+        names, at = list(slots), np.fromiter(slots.values(), np.int64, len(slots))
+        error = np.asarray(self._consumer.engine.last["signals"])[at, SIGNALS.index("retrieval_error")]
+        rank = np.where(np.isfinite(error), -error, math.inf)
+        if limit < len(rank):  # all that might be among them, rather than all in order: there may be 100,000
+            near = np.flatnonzero(rank <= np.partition(rank, limit - 1)[limit - 1])
+            worst = near[np.argsort(rank[near], kind="stable")][:limit]
+        else:
+            worst = np.argsort(rank, kind="stable")
         return [self._row(names[place], slots[names[place]]) for place in worst.tolist()]
 
     def stream(self, name: str) -> dict[str, Any] | None:
@@ -156,6 +161,7 @@ class ConsumerService:
             **dict(zip(SIGNALS, np.asarray(engine.last["signals"][slot]).tolist(), strict=True)),
             "last_action": ActionKind(int(engine.last["action"][slot])).label,
             "last_alarm_seq": alarm if alarm >= 0 else None,
+            "quarantined": bool(engine.quarantine.holds(np.array([slot]))[0]),
         }
 
     def act(self, stream: str, ask: Ask) -> Future[Acted] | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import httpx
 import pytest
@@ -15,7 +17,10 @@ import yaml
 
 from dashboards import grafana
 from dashboards.alerts import ALERTS
+from dashboards.board import Dashboard
 from dashboards.names import SIGNAL_NAMES
+from dashboards.preview import draw
+from dashboards.preview import prometheus as prometheus_at
 from dashboards.recordings import RECORDED, SHIFTS_DAY
 from tests.prometheus_server import TOKEN, Prometheus, consumer, for_prometheus, prometheus, wait_for
 
@@ -126,6 +131,19 @@ def test_no_alert_but_that_on_bad_lines_is_near(server: Prometheus) -> None:
     expected = {"EbbtideDeadLetters", "EbbtidePoolTooSmall"}
     assert {name for name, state in states.items() if state != "inactive"} <= expected, states
     assert states["EbbtideDeadLetters"] == "pending"
+
+
+@pytest.mark.parametrize("board", grafana.DASHBOARDS, ids=lambda board: board.uid)
+def test_a_dashboard_can_be_drawn_without_grafana(server: Prometheus, board: Dashboard) -> None:
+    end = time.time()
+    picture = draw(board.to_json(), prometheus_at(str(server.client.base_url), end - 20, end), end - 20, end, "15s")
+    root = ElementTree.fromstring(picture)
+    texts = [str(each.text) for each in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[0] == board.title
+    assert {panel.title[:20] for row in board.rows for panel in row.panels if "$" not in panel.title} <= {
+        text[:20] for text in texts
+    }
+    assert texts.count("no data") <= 2  # no GPU, and pairs that are not old enough
 
 
 def test_an_exemplar_names_its_stream(server: Prometheus) -> None:

@@ -37,12 +37,9 @@ def wait_for(what: Callable[[], Any], *, why: str) -> Any:
     raise AssertionError(f"waited {DEADLINE:.0f} s for {why}")
 
 
-def running(service: SampleService, every: float | None = None) -> HttpServer:
+def running(service: SampleService, every: float = 1.0) -> HttpServer:
     """Serve a service, with faster samples if wanted."""
-    app = create_app(service)
-    if every is not None:
-        app.state.events.__init__(service, every=every)  # the same object, which the route knows
-    server = HttpServer(app, "127.0.0.1", 0)
+    server = HttpServer(create_app(service, sample_every=every), "127.0.0.1", 0)
     server.start()
     return server
 

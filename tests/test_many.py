@@ -74,7 +74,11 @@ POLICIES_HERE: list[Policy] = [
     ArchivePolicy(most=3, certainty=0.5, belief=LOOSE),
     ArchivePolicy(most=3, certainty=0.7, belief=LOOSE.model_copy(update={"passing": 0.1, "gain": 8}), budget=9),
     ArchivePolicy(most=1, belief=LOOSE, budget=None),
+    ArchivePolicy(most=4, belief=LOOSE, begin="decayed", begin_factor=0.7),
+    ArchivePolicy(most=4, belief=LOOSE, begin="decayed"),
+    ArchivePolicy(most=4, belief=LOOSE, begin="mean", begin_factor=0.9),
     AutoPolicy(enter=0.05),
+    AutoPolicy(most=5, enter=0.02, belief=LOOSE, begin="mean"),
     AutoPolicy(enter=0.01, leave=0.05, certainty=0.5, belief=LOOSE),
     AutoPolicy(enter=0.02, leave=0.2, belief=LOOSE.model_copy(update={"novelty": 0.2, "trust": 0.5})),
 ]
@@ -318,7 +322,7 @@ def test_errors_over_time_are_of_equal_parts_of_each_stream(plain: LoadedTape) -
     assert found.write_error[0] == pytest.approx(sums.sum() / counts.sum(), rel=1e-12)
 
 
-@pytest.mark.parametrize("policy", [NoPolicy(), POLICIES_HERE[4], POLICIES_HERE[24]], ids=lambda each: each.policy)
+@pytest.mark.parametrize("policy", [NoPolicy(), POLICIES_HERE[4], POLICIES_HERE[28]], ids=lambda each: each.policy)
 def test_recall_is_of_what_a_topic_that_returns_said_before(plain: LoadedTape, policy: Policy) -> None:
     """By the definition: an engine that is stopped before each return, and asked in float64."""
     errors = []

@@ -28,6 +28,7 @@ PERSISTENT = {
     "ebbtide_actions_total",
     "ebbtide_policy_actions_total",
     "ebbtide_nonfinite_values_total",
+    "ebbtide_quarantines_total",
 }
 
 

@@ -120,7 +120,7 @@ class TestActing:
             (("decay", "nan"), "factor: Input should be a finite number"),
             (("reset", "1"), "reset: expected no topic, got 1"),
             (("restore", "-1"), "topic: Input should be greater than or equal to 0"),
-            (("decya", "1"), r"expected an action \(reset, decay, restore\), got 'decya'; did you mean 'decay'\?"),
+            (("decya", "1"), r"expected an action \(reset, decay, restore, release\), got 'decya'; did you mean 'decay'\?"),
         ],
     )
     def test_a_slip_is_named(self, given: tuple[str, str | None], message: str) -> None:
@@ -284,7 +284,7 @@ class TestHttp:
         [
             ({"kind": "reset"}, {"Content-Type": "text/plain"}, 415, "expected Content-Type: application/json"),
             ({"kind": "decay"}, {}, 422, "decay: expected a factor between 0 and 1, as in `decay 0.5`, got none"),
-            ({"kind": "keep"}, {}, 422, "kind: Input should be 'decay', 'reset' or 'restore', got 'keep'"),
+            ({"kind": "keep"}, {}, 422, "kind: Input should be 'decay', 'reset', 'restore' or 'release', got 'keep'"),
             ({"kind": "reset", "also": 1}, {}, 422, "also: Extra inputs are not permitted, got 1"),
             (b"{", {}, 422, "Invalid JSON"),
             (b'"' + b"x" * 5000 + b'"', {}, 413, "expected at most 4096 bytes"),

@@ -24,11 +24,14 @@ from dashboards.report_words import capacity, health, policy_did, what_next
 from memory.errors import ConfigurationError
 from stream.commands.report import report as command
 from stream.generate import GenerateSettings, write_stream
-from stream.report import make_report, read_run
+from stream.report import Run, make_report, read_run
+from stream.report.over_time import found_shifts
+from stream.report.read_truth import Truth
 from stream.report.replays import policies_of
-from stream.report.sample_tape import sample_tape
+from stream.report.sample_tape import as_read, sample_tape
 from stream.report.topics_return import share_returning
 from stream.tape import TapeReader
+from stream.tape.format import Encoder
 from tests.test_live_page import until
 
 ROOT = Path(__file__).parent.parent
@@ -166,6 +169,11 @@ class TestFigures:
             found += hit is not None
         assert made.found == found > 0
 
+    def test_one_alarm_finds_one_shift(self) -> None:
+        column, alarms = np.zeros(9, np.int64), {"topic_shift": np.array([4])}
+        run = Run(Path("x"), None, ["a"], column, np.arange(9), column, {}, alarms, {})
+        assert found_shifts(run, Truth(np.isin(np.arange(9), [3, 4]), np.zeros(9, np.bool_))) == 1
+
     def test_the_runs_own_policy_replayed_is_the_run(self, recorded: Recorded, made: Report) -> None:
         own = made.policies[0]
         assert [row.name for row in made.policies] == ["decay_on_shift", "none", "auto"]
@@ -239,6 +247,39 @@ class TestFigures:
             coloured = themed(figure, {f"@{name}": "#123456" for name in names})
             go.Figure(coloured)  # refuses a property that there is not
             assert '"@' not in json.dumps(coloured)
+
+
+class TestByHand:
+    def test_what_operators_did_is_shown_and_replayed(self, untouched: Recorded, tmp_path: Path) -> None:
+        """The tape of a run in which an operator reset every stream in the middle, between two micro-batches."""
+        acted = tmp_path / "acted"
+        acted.mkdir()
+        whole = pa.Table.from_batches(TapeReader(untouched.tape).batches()).combine_chunks()
+        encoder, seen = Encoder(whole.schema), list[str]()
+        with (acted / "part-000000.arrows").open("wb") as file:
+            file.write(encoder.head)
+            for begin in (0, 300):
+                batch = whole.take(pa.array(range(begin, begin + 300))).combine_chunks().to_batches()[0]
+                column = []
+                for name in batch["stream"].to_pylist():
+                    column.append(['{"kind":"reset"}'] if begin and name not in seen else None)
+                    seen += [name] if begin else []
+                place = whole.schema.get_field_index("by_hand")
+                field = whole.schema.field(place)
+                file.write(encoder.encode(as_read(batch.set_column(place, field, pa.array(column, field.type)))))
+        made, before = (make_report(tape, policies=[]) for tape in (acted, untouched.tape))
+        left = len(set(seen))
+        assert left > 1
+        assert made.by_hand == {"reset": left}
+        assert sum(made.over_time.actions["reset by hand"]) == left
+        assert (
+            sorted(len(line.actions.get("reset by hand", [])) for line in made.lines) == [0] * (5 - left) + [1] * left
+        )
+        assert f"Operators acted {left} times by hand: reset {left}." in policy_did(made)
+        assert made.forgetting is not None
+        assert before.forgetting is not None
+        assert made.forgetting.lift[1] < before.forgetting.lift[1]  # what came right before is lost
+        assert made.policies[0].means["state_norm"] < before.policies[0].means["state_norm"]
 
 
 class TestTopicsThatReturn:
@@ -347,27 +388,37 @@ class TestPage:
 
 
 class TestSample:
-    def test_a_large_tape_is_sampled_by_whole_streams(self, recorded: Recorded, tmp_path: Path) -> None:
-        run = read_run(recorded.tape)
-        taken = sample_tape(run, 300, tmp_path)
-        assert (taken.events, taken.streams) == (240, 2)
-        assert taken.words.startswith("240 of 600 events: 2 of 5 streams")
+    def test_long_streams_give_their_first_events(self, recorded: Recorded, tmp_path: Path) -> None:
+        taken = sample_tape(read_run(recorded.tape), 300, tmp_path)
+        assert (taken.events, taken.streams) == (300, 5)
+        assert taken.words == (
+            "300 of 600 events: 5 of 5 streams, drawn by their names, the first 60 events of each at most"
+        )
+        rows = table_of(taken.folder / "part-000000.arrows")
+        assert rows == [row for row in recorded.rows() if row["seq"] < 60]
+        assert sum(len(batch) for batch in TapeReader(taken.folder).batches()) == 300  # checksums and all
+
+    def test_short_streams_are_whole(self, tmp_path: Path) -> None:
+        lines = [
+            json.dumps({"stream": f"s{number}", "text": f"word{turn} of {number}", **({} if turn else {"id": "first"})})
+            for turn in range(6)
+            for number in range(20)
+        ]
+        many = Recorded(tmp_path, "--policy", "none", lines=lines)
+        taken = sample_tape(read_run(many.tape), 62, tmp_path)
+        assert (taken.events, taken.streams) == (60, 10)
+        assert taken.words == "60 of 120 events: 10 of 20 streams, drawn by their names"
         rows = table_of(taken.folder / "part-000000.arrows")
         names = {row["stream"] for row in rows}
-        assert rows == [row for row in recorded.rows() if row["stream"] in names]
-        assert sum(len(batch) for batch in TapeReader(taken.folder).batches()) == 240  # checksums and all
-
-    def test_one_stream_that_is_too_long_is_cut(self, recorded: Recorded, tmp_path: Path) -> None:
-        taken = sample_tape(read_run(recorded.tape), 50, tmp_path)
-        assert (taken.events, taken.streams) == (50, 1)
-        assert "the first events of it" in taken.words
-        assert [row["seq"] for row in table_of(taken.folder / "part-000000.arrows")] == list(range(50))
+        assert len(names) == 10
+        assert rows == [row for row in many.rows() if row["stream"] in names]
+        assert sum(len(batch) for batch in TapeReader(taken.folder).batches()) == 60
 
     def test_a_report_of_a_sample_says_so(self, recorded: Recorded) -> None:
         made = make_report(recorded.tape, sample=300, policies=["none"])
         assert made.events == 600
-        assert [row.events for row in made.policies] == [240, 240]
-        assert "240 of 600 events: 2 of 5 streams" in report_page(made)
+        assert [row.events for row in made.policies] == [300, 300]
+        assert "300 of 600 events: 5 of 5 streams" in report_page(made)
 
 
 class TestErrors:

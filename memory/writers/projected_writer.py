@@ -143,6 +143,7 @@ class ProjectedBatch(Batch):
             self._before = np.concatenate([[0], np.cumsum(sound)])[bounds]
             self._keys, self._values = self._keys[sound], self._values[sound]
         self._counts = np.diff(self._before)
+        self._largest: npt.NDArray[np.float64] | None = None
         own = self.rows()
         reach = write_reach(mode, own.keys.shape[2], own.values, own.beta, own.lam)
         self._reach = largest_by_event(reach, self._before)
@@ -168,6 +169,15 @@ class ProjectedBatch(Batch):
         pairs = np.zeros((2, len(index), *self._keys.shape[1:]), np.float32)
         pairs[0, wrote], pairs[1, wrote] = self._keys[row[wrote]], self._values[row[wrote]]
         return pairs[0], pairs[1]
+
+    def largest(self, index: Slots) -> npt.NDArray[np.float64]:
+        """Return the size of the largest number in the events' values; 0 for an event that writes nothing."""
+        if self._largest is None:
+            each = np.abs(self._values).max(axis=(1, 2), initial=0).astype(np.float64)
+            events = np.repeat(np.arange(len(self._counts)), self._counts)
+            self._largest = np.zeros(len(self._counts))
+            np.maximum.at(self._largest, events, each)
+        return self._largest[index]
 
     def embeddings(self, index: Slots) -> npt.NDArray[np.float32]:
         """Return the events' embeddings."""

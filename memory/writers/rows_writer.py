@@ -152,7 +152,7 @@ class RowsWriter(Writer):
         k, v, beta = (torch.from_numpy(part).to(here) for part in (rows.keys, rows.values, rows.beta))
         lam = None if rows.lam is None else torch.from_numpy(rows.lam).to(here)
         projected = Projected(k, k, v, beta, lam)
-        return RowsBatch(self.mode, rows.embedding, k, projected, rows.bounds, stages, scores=self._scores)
+        return RowsBatch(self.mode, rows.embedding, k.flatten(1), projected, rows.bounds, stages, scores=self._scores)
 
 
 class RowsBatch(ProjectedBatch):

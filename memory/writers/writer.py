@@ -131,6 +131,10 @@ class Batch(ABC):
         """Return the events' embeddings, `[n, D]` float32, where they are known before."""
         raise NotImplementedError("known only once the events are advanced")
 
+    def largest(self, index: Slots) -> npt.NDArray[np.float64]:
+        """Return the size of the largest number in the events' values, `[n]` float64; NaN where it is not known yet."""
+        return np.full(len(index), np.nan)
+
     @abstractmethod
     def segments(self, index: Slots) -> Segments:
         """Return what the events at `index` `[n]` write, to be written elsewhere too: to zeros, or to filed states.

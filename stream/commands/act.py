@@ -14,7 +14,7 @@ LOOK_EVERY = 0.1
 def act(
     state: Annotated[str, typer.Option("--state", help="State store of the run, such as sqlite:///run/state.db")],
     stream: Annotated[str, typer.Argument(help="Which stream")],
-    action: Annotated[str, typer.Argument(help="reset, decay or restore")],
+    action: Annotated[str, typer.Argument(help="reset, decay, restore or release")],
     value: Annotated[
         str | None, typer.Argument(help="decay: the factor, such as 0.5; restore: the number of a filed topic")
     ] = None,

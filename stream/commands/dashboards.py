@@ -17,7 +17,7 @@ def dashboards(
         str, typer.Option("--runbook", help="Address of the runbook, for the links of alerts")
     ] = "docs/runbook.md",
 ) -> None:
-    """Write the Grafana dashboards, the rules for Prometheus and the provisioning of both, from the metric catalogue."""
+    """Write Grafana's dashboards, Prometheus's rules and the provisioning of both, made from the metric catalogue."""
     from dashboards.grafana import write_files
     from dashboards.rules import Links
 

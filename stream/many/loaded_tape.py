@@ -42,6 +42,8 @@ class LoadedStream:
         `[T, D]` float32.
     topic_shift_score
         `[T]` float64: no policy changes it.
+    by_hand
+        How many of the events came right after something that an operator did to the stream, which is left out here.
     """
 
     name: str
@@ -54,6 +56,7 @@ class LoadedStream:
     lam: Tensor | None
     embeddings: Vectors
     topic_shift_score: Floats
+    by_hand: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -137,6 +140,9 @@ def load(tape: Path, *, partial: bool = False) -> LoadedTape:
     (batch,) = whole.to_batches()
     rows = rows_of(batch, reader.head)
     names, of_stream = np.unique(np.array(batch["stream"].to_pylist()), return_inverse=True)
+    untouched = np.ones(len(batch), np.bool_)
+    if "by_hand" in batch.schema.names:
+        untouched = batch["by_hand"].is_null().to_numpy(zero_copy_only=False)
     order = np.argsort(of_stream, kind="stable")  # a stream's events stay in their order
     ends = np.cumsum(np.bincount(of_stream, minlength=len(names)))
     parts = np.split(order, ends[:-1])
@@ -158,5 +164,6 @@ def load(tape: Path, *, partial: bool = False) -> LoadedTape:
             lam=None if rows.lam is None else torch.from_numpy(rows.lam[at]),
             embeddings=rows.embedding[part],
             topic_shift_score=batch["topic_shift_score"].to_numpy()[part],
+            by_hand=int((~untouched[part]).sum()),
         )
     return LoadedTape(reader.head, streams, reader.torn)

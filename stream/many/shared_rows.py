@@ -54,17 +54,34 @@ class SharedRows:
 
     def copied(self, places: Slots) -> Slots:
         """Return new places `[m]`, with copies of the rows at `places` `[m]`."""
+        new = self._taken(len(places))
+        flat = self._flat
+        share_out(lambda first, last: _copy(first, last, flat, places, new), len(places), len(places) * flat.shape[1])
+        return new
+
+    def mixed(self, places: Slots, shares: npt.NDArray[np.float64]) -> Slots:
+        """Return new places `[m]`, with the sums over `[m, W]` places of share times row, in order, in float32."""
+        new = self._taken(len(places))
+        flat, factors = self._flat, shares.astype(np.float32)
+        work = int((shares != 0).sum()) * flat.shape[1]
+        share_out(lambda first, last: _mix(first, last, flat, places, factors, new), len(places), work)
+        return new
+
+    @property
+    def _flat(self) -> npt.NDArray[np.float32]:
+        return self.numbers.reshape(len(self.numbers), -1)
+
+    def _taken(self, count: int) -> Slots:
+        """Return so many new places, whatever lies there."""
         free = np.flatnonzero(~self._used)
-        if len(free) < len(places):
+        if len(free) < count:
             have = len(self.numbers)
-            more = max(have // 2, len(places) - len(free))
+            more = max(have // 2, count - len(free))
             self.numbers = np.concatenate([self.numbers, np.zeros((more, *self.numbers.shape[1:]), np.float32)])
             self._used = np.concatenate([self._used[:-1], np.zeros(more, np.bool_), [True]])
             free = np.concatenate([free, np.arange(have, have + more)])
-        new = free[: len(places)]
+        new = free[:count]
         self._used[new] = True
-        flat = self.numbers.reshape(len(self.numbers), -1)
-        share_out(lambda first, last: _copy(first, last, flat, places, new), len(places), len(places) * flat.shape[1])
         return new
 
     def release_all_but(self, places: Slots) -> None:
@@ -85,3 +102,17 @@ def _copy(first: Any, last: Any, rows: Any, sources: Any, targets: Any) -> None:
     for i in range(first, last):
         for j in range(rows.shape[1]):
             rows[targets[i], j] = rows[sources[i], j]
+
+
+# No fused multiply-adds here: each operation is rounded by itself, as torch does.
+@numba.njit(cache=True, nogil=True)
+def _mix(first: Any, last: Any, rows: Any, places: Any, shares: Any, targets: Any) -> None:
+    for i in range(first, last):
+        target = rows[targets[i]]
+        target[:] = 0
+        for way in range(places.shape[1]):
+            share = shares[i, way]
+            if share != 0:
+                source = rows[places[i, way]]
+                for j in range(len(target)):
+                    target[j] += share * source[j]

@@ -116,7 +116,9 @@ class SharedStates:
         kept = (moves.live == self._live) & (moves.put != self._live)  # their own state is written whatever is moved
         write[each[kept], self._live[kept]] = told
         place[write & (place == NONE)] = ZERO
-        place[moves.restart, newcomer], centroid[moves.restart, newcomer] = ZERO, ZERO
+        again = np.flatnonzero(moves.restart)
+        begun = ZERO if moves.begin is None else self._begun(again, moves.begin[again])
+        place[again, newcomer], centroid[again, newcomer] = begun, ZERO
         split = np.flatnonzero(moves.branch >= 0)
         place[split, newcomer + 1] = place[split, moves.branch[split]]
         if told:
@@ -131,6 +133,14 @@ class SharedStates:
         old = np.where(place[put, to] == NONE, ZERO, place[put, to])
         place[put, to], place[put, newcomer] = place[put, newcomer], old
         centroid[put, to], centroid[put, newcomer] = centroid[put, newcomer], centroid[put, to]
+
+    def _begun(self, lanes: Slots, shares: Floats) -> Slots:
+        """Return the places of what the newcomers of these lanes begin as."""
+        places = self._place[lanes]
+        new = self._states.mixed(np.where(places == NONE, ZERO, places), shares)
+        grown = len(self._states.numbers) + 1 - len(self._next)
+        self._next = np.concatenate([self._next, np.full(grown, NONE)])
+        return new
 
     def _learn(self, moves: Moves, embedding: npt.NDArray[np.float32]) -> None:
         """Take the event's embedding into the centroids of the ways that it was written into."""

@@ -1,4 +1,4 @@
-"""A smaller tape out of a large one: some of its streams, whole."""
+"""A smaller tape out of a large one: some of its streams, from their first events on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import pyarrow as pa
 from stream.report.read_run import Run
 from stream.tape import TapeReader
 from stream.tape.format import Encoder
+
+SEVERAL = 8
+"""Streams that a sample is of, if there are as many."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Sample:
 def sample_tape(run: Run, most: int, scratch: Path, *, partial: bool = False) -> Sample:
     """Return a tape of at most `most` events.
 
-    Streams are drawn by the CRC-32 of their names, so that the same tape gives the same sample; each is taken from its
-    first event to its last. Only where the first one drawn has more than `most` events is it cut at that many.
+    Streams are drawn by the CRC-32 of their names, so that the same tape gives the same sample, each from its first
+    event on. So that a few long streams do not stand for all, none gives more than its share of `SEVERAL`.
 
     Parameters
     ----------
@@ -53,42 +56,47 @@ def sample_tape(run: Run, most: int, scratch: Path, *, partial: bool = False) ->
     """
     if len(run) <= most:
         return Sample(run.path, len(run), len(run.streams), f"all {len(run):,} events")
-    counts = np.bincount(run.stream, minlength=len(run.streams))
-    drawn, left = set[str](), most
+    share = max(1, most // min(SEVERAL, len(run.streams)))
+    counts = np.minimum(np.bincount(run.stream, minlength=len(run.streams)), share)
+    left, budget = dict[str, int](), most
     for place in sorted(range(len(run.streams)), key=lambda place: crc32(run.streams[place].encode(errors="replace"))):
-        if counts[place] <= left or not drawn:
-            drawn.add(run.streams[place])
-            left -= int(counts[place])
-        if left <= 0:
-            break
+        if counts[place] <= budget:
+            left[run.streams[place]] = int(counts[place])
+            budget -= int(counts[place])
+    drawn, cut = len(left), any(count == share for count in left.values())
     folder = scratch / "sample"
     folder.mkdir()
-    taken = _write(run, drawn, most, folder / "part-000000.arrows", partial=partial)
-    cut = ", the first events of it," if left < 0 else ""
-    words = (
-        f"{taken:,} of {len(run):,} events: {len(drawn):,} of {len(run.streams):,} streams{cut} drawn by their names"
-    )
-    return Sample(folder, taken, len(drawn), words)
+    taken = _write(run.path, left, folder / "part-000000.arrows", partial=partial)
+    words = f"{taken:,} of {len(run):,} events: {drawn:,} of {len(run.streams):,} streams, drawn by their names"
+    return Sample(folder, taken, drawn, f"{words}, the first {share:,} events of each at most" if cut else words)
 
 
-def _write(run: Run, drawn: set[str], most: int, path: Path, *, partial: bool) -> int:
-    taken, encoder = 0, None
+def _write(tape: Path, left: dict[str, int], path: Path, *, partial: bool) -> int:
+    """Write the first events of some streams, as many of each as `left` says; return how many there are."""
+    encoder, begun = None, sum(left.values())
     with path.open("xb") as file:
-        for batch in TapeReader(run.path, partial=partial).batches():
+        for batch in TapeReader(tape, partial=partial).batches():
             if encoder is None:
                 encoder = Encoder(batch.schema)
                 file.write(encoder.head)
-            wanted = np.array([name in drawn for name in batch["stream"].to_pylist()], np.bool_)
-            some = batch.filter(pa.array(wanted)).slice(0, most - taken)
-            if len(some):
-                # Written anew, so that the columns begin at their beginning: the checksum is of whole buffers.
-                some = pa.RecordBatch.from_arrays([_anew(column) for column in some.columns], schema=batch.schema)
-                file.write(encoder.encode(some))
-                taken += len(some)
-            if taken >= most:
+            wanted = []
+            for name in batch["stream"].to_pylist():
+                wanted.append(left.get(name, 0) > 0)
+                if wanted[-1]:
+                    left[name] -= 1
+            if any(wanted):
+                file.write(encoder.encode(as_read(batch.filter(pa.array(wanted)))))
+            if not any(left.values()):
                 break
-    return taken
+    return begun - sum(left.values())
 
 
-def _anew(column: pa.Array) -> pa.Array:
-    return pa.concat_arrays([column, column.slice(0, 0)]) if column.offset == 0 else column.take(range(len(column)))
+def as_read(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the rows in the very buffers that a reader will see: the checksum is of those.
+
+    What was cut out of another batch may begin in the middle of a buffer, or carry a list of nulls without any.
+    """
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_stream(buffer, batch.schema) as writer:
+        writer.write_batch(batch)
+    return pa.ipc.open_stream(buffer.getvalue()).read_next_batch()

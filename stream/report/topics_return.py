@@ -102,8 +102,7 @@ def share_returning(lanes: Sequence[Sequence[Floats]], length: float) -> Returns
     if alike - unlike < MARGIN:
         why = (
             "the backbone's embeddings do not tell topics apart here: stretches on either side of an alarm are about "
-            "as "
-            f"alike (cosine {unlike:.2f}) as the halves of one stretch ({alike:.2f})"
+            f"as alike (cosine {unlike:.2f}) as the halves of one stretch ({alike:.2f})"
         )
         return Returns(np.nan, 0, length, known=False, why_not=why)
     threshold, topics, returned = (alike + unlike) / 2, 0, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,6 +46,8 @@ class TapeWriter(Sink):
         self._number = 0
         self._file = self._part(0)
         self._full = self._is_open = False
+        self._worker = ThreadPoolExecutor(1, "ebbtide-tape")
+        self._pending: Future[None] | None = None
 
     @property
     def name(self) -> str:
@@ -53,7 +56,7 @@ class TapeWriter(Sink):
 
     @property
     def identity(self) -> str:
-        """That of the part written to."""
+        """That of the part written to, as it was flushed."""
         return self._file.identity
 
     @property
@@ -95,9 +98,20 @@ class TapeWriter(Sink):
         return AppendFile(self.folder / f"part-{number:06d}.arrows", of_lines=False)
 
     def write(self, outcome: Outcome) -> None:
-        """Append a micro-batch."""
+        """Append a micro-batch: begun here, and done at the latest when the next one is begun, or at `flush`."""
         if not outcome.events:
             return
+        self._settle()
+        # Half of the work is copying to the kernel, and lets go of the interpreter: beside the loop it is for free.
+        self._pending = self._worker.submit(self._append, outcome)
+
+    def _settle(self) -> None:
+        """Wait for what was begun, and meet its error."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _append(self, outcome: Outcome) -> None:
         if self._full:  # nothing was written since the checkpoint that found it so
             self._file.close()
             self._open_part(self._number + 1, None, "")
@@ -106,12 +120,14 @@ class TapeWriter(Sink):
 
     def flush(self) -> int:
         """Put all on the disk; return the mark."""
+        self._settle()
         length = self._file.flush()
         self._full = length >= self.part_bytes
         return (self._number << _SHIFT) + length
 
     def close(self) -> None:
         """Close the part."""
+        self._worker.shutdown(wait=True)
         if self._is_open:
             self._file.close()
             self._is_open = False

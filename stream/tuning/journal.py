@@ -23,7 +23,7 @@ class SqliteJournal(BaseJournalBackend):
     """Keeps what Optuna logs as the rows of one table; `commit` makes it last.
 
     What was logged since the last commit is gone if the process dies. Optuna's own relational storage makes a
-    transaction of each value of each trial: eighty times slower, and a killed run leaves half a batch behind.
+    transaction of each value of each trial: much slower, and a killed run leaves half a batch behind.
 
     Parameters
     ----------

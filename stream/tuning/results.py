@@ -16,7 +16,7 @@ import pyarrow.parquet as parquet
 
 from dashboards.tuning_page import Point, Row, TuningPage, tuning_page
 from monitors.policies import POLICIES, Policy, policy_to_yaml
-from stream.tuning.choice import AUTO, Judged, Reported
+from stream.tuning.choice import AUTO, NONE, Judged
 from stream.tuning.importance import importances
 from stream.tuning.intervals import percent
 from stream.tuning.study import OBJECTIVES, Study
@@ -133,7 +133,8 @@ def as_yaml(study: Study, judged: Judged, trial: Trial, tape: Path, command: Seq
         f"Error on returning topics {row.figures.recall_error:.4f}, actions per 1,000 events "
         f"{row.figures.actions_per_1000:.1f}.",
         f"Trials {len(study.trials)}, seed {settings.seed}, split {settings.split:g}, at most "
-        f"{settings.max_actions:g} actions per 1,000, forgetting {percent(settings.max_forgetting)}.",
+        f"{settings.max_actions:g} actions per 1,000, error on returning topics at most "
+        f"{percent(settings.max_forgetting)} against none.",
         f"Tape {tape}: {study.tape.events} events of {len(study.tape.streams)} streams; "
         + ", ".join(f"{key} {value}" for key, value in head.settings.items()),
         f"Command: {shlex.join(command)}",
@@ -148,11 +149,11 @@ def page_of(study: Study, judged: Judged, *, tape: Path, best: str, command: Seq
     others = [trial for trial in study.trials if trial.number not in roles and math.isfinite(trial.figures.write_error)]
     every = max(1, math.ceil(len(others) / SHOWN))
     shown = others[::every]
-    recommended = judged.row(judged.recommended.number)
+    settings = _settings(judged.recommended)
     return TuningPage(
         title=f"{tape.name}, {study.tape.events:,} events of {len(study.tape.streams)} streams",
-        verdict=f"Deploy {_label(recommended)}",
-        reason=f"{judged.reason[:1].upper()}{judged.reason[1:]}.",
+        verdict=f"Deploy {_label(judged.recommended)}",
+        reason=f"{judged.reason[:1].upper()}{judged.reason[1:]}." + (f" Settings: {settings}." if settings else ""),
         best=best,
         facts=facts(study, command),
         tried=[_point(trial, trial.figures, roles.get(trial.number, "tried")) for trial in [*shown, *known]],
@@ -211,16 +212,17 @@ def _figures(figures: Figures) -> dict[str, float | None]:
 
 
 def _point(trial: Trial, figures: Figures, role: str) -> Point:
-    settings = ", ".join(f"{key} {_shown(value)}" for key, value in differing(trial.policy).items())
-    label = "auto, defaults" if role == "auto" else "none" if role == "none" else f"{trial.name} #{trial.number}"
-    return Point(label, settings, role, figures.write_error, _finite(figures.recall_error), figures.actions_per_1000)
+    label = {NONE: "none", AUTO: "auto, defaults"}.get(trial.number, f"{trial.name} #{trial.number}")
+    recall = _finite(figures.recall_error)
+    return Point(label, _settings(trial), role, figures.write_error, recall, figures.actions_per_1000)
 
 
-def _label(row: Reported) -> str:
-    if row.trial.number == AUTO:
-        return "auto with its defaults"
-    settings = ", ".join(f"{key} {_shown(value)}" for key, value in differing(row.trial.policy).items())
-    return row.trial.name + (f" with {settings}" if settings else "")
+def _label(trial: Trial) -> str:
+    return {NONE: "none", AUTO: "auto with its defaults"}.get(trial.number, f"{trial.name} #{trial.number}")
+
+
+def _settings(trial: Trial) -> str:
+    return ", ".join(f"{key} {_shown(value)}" for key, value in differing(trial.policy).items())
 
 
 def _difference(mine: dict[str, Any], default: dict[str, Any], prefix: str) -> dict[str, Any]:
