@@ -129,7 +129,7 @@ def _latest(lines: Sequence[Series]) -> float | None:
     return points[0] if points else None
 
 
-def prometheus(address: str, begin: float, end: float, points: int = 90) -> Ask:
+def prometheus(address: str, begin: float, end: float, points: int = 72) -> Ask:
     """Return what asks a server, for at most so many points a line."""
     step = max(1.0, math.ceil((end - begin) / points))
 

@@ -108,7 +108,7 @@ def _tiles(report: Report) -> str:
     alarms = sum(report.alarms.values())
     lasts = report.forgetting.messages if report.forgetting else math.nan
     returns = report.returns
-    half = number(lasts)
+    half = "< 1" if lasts < 1 else number(lasts)
     if report.forgetting is not None and report.forgetting.outlasts:
         half = "> " + number(float(report.forgetting.age[-1]) / max(report.forgetting.writes_per_event, 1e-9))
     tiles = [

@@ -77,7 +77,8 @@ def _words(figure: Any, report: Report) -> None:
     _write(figure, 0.05, 0.865, _lines(healthy, 84), fontsize=14, color=_LEVELS[level], linespacing=1.35)
     _write(figure, 0.05, 0.755, _lines(policy_did(report).split(". ")[0].rstrip(".") + ".", 100), linespacing=1.35)
     returns = report.returns
-    lasts = "–" if report.forgetting is None else number(report.forgetting.messages)
+    half = math.nan if report.forgetting is None else report.forgetting.messages
+    lasts = "< 1" if half < 1 else number(half)
     if report.forgetting is not None and report.forgetting.outlasts:
         lasts = f"> {number(float(report.forgetting.age[-1]))}"
     tiles = [

@@ -13,6 +13,9 @@ Level = Literal["good", "warn", "bad"]
 CLOSE = 0.005
 """Write errors that differ by less than this share are called alike."""
 
+SHORT = 50
+"""With fewer events nothing is said of the memory's health."""
+
 GROWN = 1.25
 """A norm that is larger by this factor in the last third than over the run has not levelled off."""
 
@@ -75,6 +78,11 @@ def health(report: Report) -> tuple[Level, str]:
         f"asked for what it was taught, its error is {number(error)} in the last third of the run, where an empty "
         "memory has 1"
     )
+    if report.events < SHORT:
+        return (
+            "warn",
+            f"After {counted(report.events, 'event')} nobody can say whether the memory is well; so far, {told}.",
+        )
     if error >= 1:
         return "bad", f"The memory is not well: {told}. It answers worse than nothing would."
     if lift <= 0:
@@ -135,8 +143,8 @@ def what_next(report: Report) -> str:
             "Next: record a tape (--tape DIR) and make the report from it, to see whether another policy does better."
         )
     own, best = own_row(report), best_row(report)
-    if best is None or own is None:
-        return "Next: run longer; nothing could be measured to compare policies by."
+    if best is None or own is None or report.events < SHORT:
+        return "Next: run longer; this is too little to compare policies by."
     change = gain(best, own)
     if best is own or change is None or change > -CLOSE:
         return (
@@ -195,9 +203,7 @@ def _lasts(report: Report) -> str:
         )
     if not math.isfinite(curve.messages):
         return f"{begin}nothing is left even of the association written last, beyond what any pair would give."
-    told = (
-        f"{begin}an association lasts about {number(curve.messages)} messages on this traffic: then half of it is left."
-    )
+    told = f"{begin}an association lasts {_messages(curve.messages)} on this traffic: then half of it is left."
     if curve.left is not None and 0 < curve.left < 1:
         alone = math.log(0.5) / math.log(curve.left) / max(curve.writes_per_event, 1e-9)
         ratio = curve.messages / alone
@@ -209,8 +215,12 @@ def _lasts(report: Report) -> str:
             else "much as here"
         )
         acted = ", and what the policy cleared or weakened counts too" if report.acted and ratio < 0.8 else ""
-        told += f" If messages had nothing to do with each other it would be about {number(alone)}: {why}{acted}."
+        told += f" If messages had nothing to do with each other it would be {_messages(alone)}: {why}{acted}."
     return told
+
+
+def _messages(count: float) -> str:
+    return "less than one message" if count < 1 else f"about {number(count)} messages"
 
 
 def _returns(report: Report) -> str:

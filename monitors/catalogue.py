@@ -245,6 +245,11 @@ _METRICS = (
     _gauge(
         "ready", "1 when state is restored, the source connected and the process not draining; 0 otherwise.", zero=True
     ),
+    _gauge(
+        "waiting_for_room",
+        "1 while nothing is read because a disk is full or may not be written; 0 otherwise.",
+        zero=True,
+    ),
     # Distributions over streams, one value a lane and event.
     _histogram("state_norm", "Frobenius norm of a stream's state after an event.", _NORMS),
     _histogram("stable_rank", "Stable rank of a stream's state after an event: how many directions it uses.", _RANKS),

@@ -10,6 +10,7 @@ there.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -40,7 +41,7 @@ from stream.sinks import JsonlSink, Sink, open_sink
 from stream.sources import FileSource, Source, open_source
 from stream.sources.file_source import ENDINGS
 from stream.sources.source import Position
-from stream.store import Checkpoint, OutputMark, StateStore
+from stream.store import Checkpoint, NoRoomError, OutputMark, StateStore
 from stream.tape import TapeWriter
 
 log = structlog.get_logger(__name__)
@@ -51,8 +52,24 @@ NO_MARK = (None, "")
 IDLE = 0.2
 """Seconds without input after which the loop looks around: for a signal, or for a checkpoint that is due."""
 
+PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors that somebody may mend while the run waits."""
+
 ASK_EVERY = 1.0
 """Seconds between looks into the store for what operators ask for."""
+
+
+def pauses() -> Iterator[float]:
+    """Yield how long to wait before the next try, in seconds: doubling up to ten, for ever.
+
+    >>> from itertools import islice
+    >>> [round(pause, 1) for pause in islice(pauses(), 8)]
+    [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0]
+    """
+    pause = 0.1
+    while True:
+        yield min(pause, 10.0)
+        pause *= 2
 
 
 @dataclass(slots=True)
@@ -138,6 +155,8 @@ class Consumer:
             for kind in ActionKind:
                 self.metrics.add("ebbtide_policy_actions_total", 0, policy, role, kind.label)
         self.ready = False
+        self.blocked: str | None = None
+        """Why nothing is read now: where there is no room for what was done already; None mostly."""
         self.last_tick = clock()
         self._clock = clock
         self._stopping = Flag()
@@ -281,7 +300,46 @@ class Consumer:
         self._open.close()
 
     def commit(self) -> None:
-        """Make everything processed so far safe, in one transaction."""
+        """Make everything processed so far safe, in one transaction.
+
+        Without room on a disk, or where one may not be written, this waits and tries again: nothing is read meanwhile,
+        and nothing is lost. A stop ends the waiting when its deadline is over.
+
+        Raises
+        ------
+        EbbtideError, OSError
+            It cannot be stored, and waiting does not help.
+        """
+        for pause in pauses():
+            try:
+                self._commit()
+            except (OSError, NoRoomError) as error:
+                if isinstance(error, OSError) and error.errno not in PASSING:
+                    raise
+                if self._stopping.is_set() and not self._may_go_on(self._clock()):
+                    raise
+                self._wait_for_room(str(error), pause)
+            else:
+                break
+        if self.blocked is not None:
+            log.info("there_is_room_again")
+            self.blocked = None
+            self.metrics.set("ebbtide_waiting_for_room", 0)
+
+    def _wait_for_room(self, reason: str, pause: float) -> None:
+        if self.blocked is None:
+            log.error("no_room", reason=reason, hint="the run waits, reads nothing, and goes on when there is room")
+        self.blocked = reason
+        self.metrics.set("ebbtide_waiting_for_room", 1)
+        until = self._clock() + pause
+        while self._clock() < until and not self._stopping.is_set():
+            self.last_tick = self._clock()
+            self._stopping.wait(min(IDLE, pause))
+        if self._stopping.is_set():
+            time.sleep(IDLE)
+        self.last_tick = self._clock()
+
+    def _commit(self) -> None:
         with self._timed("sink"):
             marks: dict[str, OutputMark] = {}
             if self.sink is not None:

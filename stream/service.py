@@ -65,7 +65,7 @@ class ConsumerService:
 
     def _refresh(self) -> None:
         metrics, engine = self._consumer.metrics, self._consumer.engine
-        metrics.set("ebbtide_ready", int(self._consumer.ready))
+        metrics.set("ebbtide_ready", int(self.ready()[0]))
         slots = engine.pool.slot_array()
         metrics.set("ebbtide_streams_quarantined", int(engine.quarantine.holds(slots).sum()))
         metrics.set("ebbtide_pool_limit_bytes", engine.pool.max_bytes)
@@ -85,6 +85,8 @@ class ConsumerService:
 
     def ready(self) -> tuple[bool, str]:
         """Say whether state is restored, the source open, and no stop under way."""
+        if self._consumer.blocked is not None:
+            return False, f"waiting for room: {self._consumer.blocked}"
         return self._consumer.ready, "consuming" if self._consumer.ready else "starting or draining"
 
     def summary(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sqlite3
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,6 +95,10 @@ FETCH = 500
 
 class FencedError(EbbtideError):
     """Another consumer has taken this store over; this one must not write again."""
+
+
+class NoRoomError(EbbtideError):
+    """The disk is full, or may not be written now: nothing was stored, and it can be tried again."""
 
 
 class OutputMark(NamedTuple):
@@ -312,7 +317,8 @@ class StateStore:
             with self._database.begin() as connection:
                 yield connection
         except sql.exc.SQLAlchemyError as error:
-            raise EbbtideError(
+            kind = NoRoomError if _lacks_room(error) else EbbtideError
+            raise kind(
                 f"--state {self.url}: the database refused: {_first_line(error)}; the last checkpoint is as it was, "
                 "and the same command goes on from it"
             ) from error
@@ -559,6 +565,15 @@ def _row(lane: str, record: LaneRecord) -> dict[str, Any]:
 
 def _crc(state: bytes, beside: bytes) -> int:
     return crc32(beside, crc32(state))
+
+
+def _lacks_room(error: Exception) -> bool:
+    """Say whether a database only lacks room, or the right to write for now."""
+    cause = getattr(error, "orig", None)
+    code = getattr(cause, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
+    return getattr(cause, "sqlstate", None) == "53100"  # PostgreSQL: disk_full
 
 
 def _first_line(error: Exception) -> str:

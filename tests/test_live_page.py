@@ -501,7 +501,7 @@ class TestAgainstASample:
             assert page.locator("#shadow-rows td:first-child").all_text_contents() == [
                 *("none", "archive", "<img src=x onerror=alert(1)>")
             ]
-            assert page.locator("#shadow-rows tr").first.inner_text().split() == ["none", "0.64", "900"]
+            assert page.locator("#shadow-rows tr").first.inner_text().split() == ["none", "0.6400", "900"]
             assert "Decided by: policy 12, operator 1" in page.locator("#lists").inner_text()
             assert page.locator("img").count() == 0
         finally:
@@ -537,6 +537,23 @@ class TestAgainstASample:
         finally:
             first.stop()
             watched.context.close()
+
+    def test_a_consumer_that_falls_behind_is_said_to(self, opened: Callable[..., Watched]) -> None:
+        service = SampleService()
+        server = running(service)
+        try:
+            page = opened(server.url).page
+            page.get_by_text("Live", exact=True).wait_for()
+            # The page's clock is that of the samples: here it goes on by seconds between two summaries.
+            said = page.evaluate(
+                "[[0, 2048], [11, 3072], [1, 0]].map(([later, backlog]) => {"
+                " samples.push({...samples[samples.length - 1], at: now() + later});"
+                " verdict({...latest, backlog_bytes: backlog});"
+                " return document.getElementById('verdict').textContent.split(';')[0]; })"
+            )
+            assert said == ["Keeping up", "3 KiB are waiting to be read", "Keeping up"]
+        finally:
+            server.stop()
 
     def test_the_focus_stays_while_numbers_change(self, opened: Callable[..., Watched]) -> None:
         service = SampleService()

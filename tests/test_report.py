@@ -328,6 +328,7 @@ class TestWords:
             ),
             ({"lately": {"retrieval_error": 0.8, "retrieval_lift": 0.1, "state_norm": 99}}, "warn", "still grew"),
             ({"lately": {}}, "warn", "never measured"),
+            ({"events": 49}, "warn", "After 49 events nobody can say"),
         ],
     )
     def test_a_sick_memory_is_called_one(self, made: Report, changes: dict[str, Any], level: str, words: str) -> None:

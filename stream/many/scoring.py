@@ -19,8 +19,14 @@ from stream.many.scores import Scores, Tally
 from stream.many.stacked_policy import alike
 from stream.many.stream_run import Plan, run_stream
 
-LANES = 1024
-"""Most policies that one pass over a stream takes: enough to spread numpy's own costs over."""
+LANES = 4096
+"""Most policies that one pass over a stream takes: the more, the more of them hold the same states."""
+
+CACHED = 4 << 20
+"""Bytes of states that a pass takes where each lane has one of its own: what stays in a cache."""
+
+SHARED = 512 << 20
+"""Bytes of states that a pass may come to where lanes have several each; with most of them shared it is far less."""
 
 
 def score(
@@ -70,7 +76,12 @@ def score(
     heads, rank = tape.head.layers * tape.head.heads, tape.head.rank
     fitted = [policy.fitted(heads, rank) for policy in policies]
     plans = [Plan.of(stream, watching) for stream in chosen]
-    tasks = [(place, rows) for place in range(len(plans)) for group in alike(fitted) for rows in _chunks(group, LANES)]
+    tasks = [
+        (place, rows)
+        for place in range(len(plans))
+        for group in alike(fitted)
+        for rows in _chunks(group, _most(fitted[group[0]], 4 * heads * rank**2))
+    ]
     # The longest first, so that no thread is left with much to do when the others have ended.
     tasks.sort(key=lambda task: -len(task[1]) * len(plans[task[0]].stream))
     tally, lock = Tally(len(policies), [stream.name for stream in chosen], slices), Lock()
@@ -102,6 +113,12 @@ def _chosen(tape: LoadedTape, names: Sequence[str] | None) -> list[LoadedStream]
         if name not in tape.streams:
             raise ConfigurationError(f"expected streams of the tape, got {name!r}{likely_slip(name, tape.streams)}")
     return [tape.streams[name] for name in dict.fromkeys(names)]
+
+
+def _most(policy: Policy, state: int) -> int:
+    """Return how many policies like this one a pass takes, where a state has so many bytes."""
+    lanes = SHARED // (policy.ways * state) if policy.ways else CACHED // state
+    return min(LANES, max(lanes, 256))
 
 
 def _chunks(group: npt.NDArray[np.int64], most: int) -> list[npt.NDArray[np.int64]]:
