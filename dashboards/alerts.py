@@ -110,11 +110,20 @@ ALERTS = (
     ),
     Alert(
         "EbbtideStalled",
-        f"ebbtide_source_backlog_bytes > 0 and ebbtide_ready == 1 unless {_BUSY}",
+        f"ebbtide_source_backlog_bytes > 0 and ebbtide_ready == 1 and ebbtide_waiting_for_room == 0 unless {_BUSY}",
         "5m",
         "critical",
         "{{ $labels.instance }} has input and does nothing with it.",
         "{{ $value | humanize1024 }}B wait in the source, and no batch has ended for five minutes or more.",
+        "ebbtide-runtime",
+    ),
+    Alert(
+        "EbbtideWaitingForRoom",
+        "ebbtide_waiting_for_room == 1",
+        "2m",
+        "critical",
+        "{{ $labels.instance }} reads nothing: a disk is full or may not be written.",
+        "It tries again by itself and loses nothing, but somebody has to make room.",
         "ebbtide-runtime",
     ),
     Alert(
@@ -151,6 +160,15 @@ ALERTS = (
         "critical",
         "{{ $labels.instance }} measured values that are NaN or infinite.",
         "A state, or what was to be written to one, is not finite. Other streams are not touched by it.",
+        "ebbtide-memory",
+    ),
+    Alert(
+        "EbbtideStreamsQuarantined",
+        "ebbtide_streams_quarantined > 0",
+        "5m",
+        "warning",
+        "{{ $labels.instance }} has streams in quarantine: {{ $value }}.",
+        "An event would have made their states not finite. They are not written until a person lets them go on.",
         "ebbtide-memory",
     ),
     Alert(

@@ -148,6 +148,17 @@ _ERRORS = Row(
         ),
         parts.REFUSED_LINES,
         parts.NONFINITE,
+        parts.QUARANTINED,
+        parts.WAITING_FOR_ROOM,
+        Panel(
+            "Checkpoints that failed, in 1 h",
+            "The stored state is as it was before. Any: the disk is full, the database is away, or another run holds "
+            "the store; the log says which.",
+            [Target(increase("ebbtide_checkpoint_failures_total", "1h", "instance"), "{{instance}}")],
+            unit="short",
+            width=8,
+            thresholds=[(1, "red")],
+        ),
     ],
 )
 

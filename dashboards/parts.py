@@ -164,3 +164,28 @@ NONFINITE = Panel(
     width=8,
     thresholds=[(1, "red")],
 )
+
+QUARANTINED = Panel(
+    "Streams in quarantine",
+    "Resident streams whose next event would have made their state not finite, and how many went there in an hour. "
+    "They stand still until a person lets them go on: look at what they were sent, then `ebbtide act` with release or "
+    "reset.",
+    [
+        Target(gauge("ebbtide_streams_quarantined", "instance"), "{{instance}}"),
+        Target(increase("ebbtide_quarantines_total", "1h", "instance"), "{{instance}}, new in 1 h"),
+    ],
+    unit="short",
+    width=8,
+    thresholds=[(1, "red")],
+)
+
+WAITING_FOR_ROOM = Panel(
+    "Waiting for room on a disk",
+    "1 while nothing is read because a disk is full or may not be written. Make room: it goes on by itself, and "
+    "nothing is lost.",
+    [Target(gauge("ebbtide_waiting_for_room", "instance", how="max"), "{{instance}}")],
+    unit="none",
+    width=8,
+    thresholds=[(1, "red")],
+    names=[(0, "no"), (1, "waiting")],
+)

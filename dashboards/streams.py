@@ -51,6 +51,7 @@ def _worst(name: str, description: str, width: int = 8) -> Panel:
         description,
         [_places(name)],
         unit="none",
+        signed=True,
         width=width,
         no_limit=USUAL,
     )
@@ -81,6 +82,7 @@ _CHOSEN = Row(
             "memory dashboard. Place 1 far away from the others: one stream is sick; find its name and reset it.",
             [_places("$signal")],
             unit="none",
+            signed=True,
             width=16,
             height=10,
             no_limit=USUAL,

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,38 @@ class TestContent:
             [promtool, "check", "metrics"], input=body, capture_output=True, timeout=60, check=False
         )
         assert (checked.returncode, checked.stdout.decode(), checked.stderr.decode()) == (0, "", "")
+
+
+class TestExemplars:
+    NAMES = ("ann", 'a "quoted"\n\\ name', "x" * 500, "ö" * 200, "\ud800 half")
+
+    def exposed(self, accept: str) -> Any:
+        metrics = Metrics()
+        values = np.array([0.05, np.nan, 0.35, 0.95, 2.5])
+        metrics.observe("ebbtide_retrieval_error_ratio", values, whose=lambda row: self.NAMES[row])
+        metrics.observe("ebbtide_retrieval_error_ratio", np.array([0.34]), whose=lambda row: "later")
+        body, _ = Exporter(metrics, build_info=BUILD).exposition(accept)
+        parse: Any = parse_open_metrics if accept else parse_plain
+        found = {family.name: family for family in parse(body.decode())}["ebbtide_retrieval_error_ratio"]
+        return [sample for sample in found.samples if sample.name.endswith("_bucket")]
+
+    def test_open_metrics_names_the_last_stream_of_each_bucket(self) -> None:
+        shown = {each.labels["le"]: each.exemplar for each in self.exposed(OPEN) if each.exemplar is not None}
+        assert {bucket: (seen.labels["stream"], seen.value) for bucket, seen in shown.items()} == {
+            "0.05": ("ann", 0.05),
+            "0.4": ("later", 0.34),
+            "1.0": ("ö" * 121 + "…", 0.95),
+            "4.0": ("? half", 2.5),
+        }
+        assert all(abs(float(seen.timestamp) - time.time()) < 60 for seen in shown.values())
+
+    def test_the_parser_of_plain_text_sees_none(self) -> None:
+        assert all(each.exemplar is None for each in self.exposed(""))
+
+    def test_a_name_is_cut_to_what_open_metrics_allows(self) -> None:
+        for each in self.exposed(OPEN):
+            if each.exemplar is not None:
+                assert sum(len(name) + len(value) for name, value in each.exemplar.labels.items()) <= 128
 
 
 class TestCache:

@@ -204,6 +204,22 @@ def test_the_example_is_a_space_and_the_built_in_one_is_printed(tmp_path: Path) 
     assert read_space(tmp_path / "mine.yaml").describe() == read_space(None).describe()
 
 
+@pytest.mark.parametrize(
+    ("range_", "value", "said"),
+    [
+        ("{low: 0.1, high: 8, log: true}", 7.9, ["enter"]),
+        ("{low: 0.1, high: 8, log: true}", 0.101, ["enter"]),
+        ("{low: 0.1, high: 8, log: true}", 0.3, []),  # near in numbers, far in their logarithm
+        ("{low: 0.1, high: 8}", 0.2, []),  # there is nothing to try at 0 and under
+    ],
+)
+def test_a_setting_at_an_end_that_could_be_wider_is_told(
+    range_: str, value: float, said: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "space.yaml").write_text(f"policies: {{auto: {{enter: {range_}}}}}")
+    assert read_space(tmp_path / "space.yaml").policies["auto"].at_ends({"auto.enter": value}) == said
+
+
 # The parts that are plain functions
 
 

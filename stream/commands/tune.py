@@ -176,6 +176,7 @@ def _figures(study: Study, judged: Judged, written: dict[str, Path]) -> dict[str
         "recommended": judged.recommended.policy.model_dump(mode="json"),
         "chosen": judged.chosen.policy.model_dump(mode="json"),
         "reason": judged.reason,
+        "at_ends": study.at_ends(judged.recommended),
         "policies": report_table(study, judged).drop_columns(["settings", "over_time"]).to_pylist(),
         "files": {name: str(path) for name, path in written.items()},
     }
@@ -228,6 +229,8 @@ def _print(study: Study, judged: Judged, written: dict[str, Path]) -> None:
     if len(study.report) < FEW:
         console.print(f"The intervals are over {len(study.report)} streams: rough")
     console.print(f"Recommended: {judged.recommended.name}, since {judged.reason}")
+    if ends := study.at_ends(judged.recommended):
+        console.print(f"At an end of their range, which could be wider: {', '.join(ends)}")
     console.print(f"Next: ebbtide run --policy {written['best.yaml']} …", soft_wrap=True)
     console.print(f"The whole picture: {written['tuning.html']}", soft_wrap=True)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from memory.lane_state import Slots
 from memory.writers import Segments
 from monitors.observations import Floats
+from stream.many.returns import returns
 from stream.tape.format import TapeHead, rows_of
 from stream.tape.tape_reader import TapeReader
 
@@ -66,10 +67,17 @@ class LoadedStream:
         """How many rows each event wrote, `[T]` int64."""
         return np.diff(self.bounds)
 
+    @cached_property
+    def back(self) -> Integers:
+        """The old event whose topic is back with each event, `[T]` int64; −1 for none: see `returns`."""
+        return returns(self.embeddings, self.writes)
+
     def segment(self, event: int, lanes: int) -> Segments:
         """Return what an event writes, for so many lanes that all write it."""
-        at = np.full(lanes, event)
-        return Segments(at, self.bounds, self.k, self.k, self.v, self.beta, self.lam)
+        rows = slice(int(self.bounds[event]), int(self.bounds[event + 1]))
+        bounds = np.array([0, rows.stop - rows.start])
+        k, v, beta, lam = self.k[rows], self.v[rows], self.beta[rows], None if self.lam is None else self.lam[rows]
+        return Segments(np.zeros(lanes, np.int64), bounds, k, k, v, beta, lam)
 
     def pair_rows(self) -> Slots:
         """Return the row that each event shows as its pair, `[T]` int64: its writes take turns, as in the engine."""

@@ -15,12 +15,9 @@ from monitors.policies import ActionKind, Policy
 from stream.many.lane_monitors import LaneMonitors, needed, shifts
 from stream.many.loaded_tape import LoadedStream, LoadedTape
 from stream.many.own_states import OwnStates
-from stream.many.returns import returns
 from stream.many.scores import Marks
 from stream.many.shared_states import SharedStates
 from stream.many.stacked_policy import stack
-
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +30,18 @@ class Plan:
         The stream, T events.
     detectors
         Signal → detector.
-    back
-        `[T]` int64: `returns`.
     shifted
         `[T]` bool: where the detector of the topic-shift score alarms.
     """
 
     stream: LoadedStream
     detectors: Mapping[str, Detector]
-    back: Integers
     shifted: Flags
 
     @classmethod
     def of(cls, stream: LoadedStream, detectors: Mapping[str, Detector]) -> Plan:
         """Work it out."""
-        return cls(stream, detectors, returns(stream.embeddings, stream.writes), shifts(stream, detectors))
+        return cls(stream, detectors, shifts(stream, detectors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +98,8 @@ def run_stream(
     retrieval = np.full((length, n), np.nan) if probes else None
     kind, factor = np.zeros((length, n), np.int8), np.ones((length, n))
     for event in range(length):
-        if plan.back[event] >= 0:
-            recall[event] = lanes.ask(stream, int(plan.back[event]))
+        if stream.back[event] >= 0:
+            recall[event] = lanes.ask(stream, int(stream.back[event]))
         errors, norms = lanes.write(stream, event)
         if stream.writes[event] == 0:
             errors[:] = np.nan

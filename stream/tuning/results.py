@@ -149,11 +149,13 @@ def page_of(study: Study, judged: Judged, *, tape: Path, best: str, command: Seq
     others = [trial for trial in study.trials if trial.number not in roles and math.isfinite(trial.figures.write_error)]
     every = max(1, math.ceil(len(others) / SHOWN))
     shown = others[::every]
-    settings = _settings(judged.recommended)
+    settings, ends = _settings(judged.recommended), study.at_ends(judged.recommended)
     return TuningPage(
         title=f"{tape.name}, {study.tape.events:,} events of {len(study.tape.streams)} streams",
         verdict=f"Deploy {_label(judged.recommended)}",
-        reason=f"{judged.reason[:1].upper()}{judged.reason[1:]}." + (f" Settings: {settings}." if settings else ""),
+        reason=f"{judged.reason[:1].upper()}{judged.reason[1:]}."
+        + (f" Settings: {settings}." if settings else "")
+        + (f" At an end of their range, which could be wider: {', '.join(ends)}." if ends else ""),
         best=best,
         facts=facts(study, command),
         tried=[_point(trial, trial.figures, roles.get(trial.number, "tried")) for trial in [*shown, *known]],

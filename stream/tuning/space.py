@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -58,6 +59,16 @@ class Range(BaseModel):
     def values(self) -> tuple[Any, ...]:
         """The ends, as the setting takes them."""
         return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
+
+    def beyond(self, value: float) -> float | None:
+        """Return a value past the end that this one is within a fiftieth of; None where it is near neither."""
+        low, high, at = (math.log(x) if self.log else x for x in (self.low, self.high, value))
+        part = (at - low) / (high - low)
+        if 0.02 < part < 0.98:
+            return None
+        past = low - 0.05 * (high - low) if part < 0.5 else high + 0.05 * (high - low)
+        told = math.exp(past) if self.log else past
+        return (math.floor(told) if part < 0.5 else math.ceil(told)) if self.whole else told
 
     def distribution(self) -> BaseDistribution:
         """Return it as Optuna has it."""
@@ -138,6 +149,32 @@ class PolicySpace:
             return POLICIES[self.name].model_validate(_nested(flat))
         except ValidationError as error:
             raise ConfigurationError(f"{self.name} with {flat}: {_reason(error)}") from None
+
+    def at_ends(self, sampled: Mapping[str, Any]) -> list[str]:
+        """Return the settings that lie at an end of their range, where the policy would take a value past it.
+
+        Parameters
+        ----------
+        sampled
+            As `policy` takes it.
+
+        Examples
+        --------
+        >>> space = PolicySpace("auto", {"enter": Range(low=1, high=9), "certainty": Range(low=0.5, high=0.9)}, {})
+        >>> space.at_ends({"auto.enter": 8.99, "auto.certainty": 0.5})
+        ['enter']
+        """
+        found = []
+        for setting, kind in self.free.items():
+            past = kind.beyond(sampled[f"{self.name}.{setting}"]) if isinstance(kind, Range) else None
+            if past is None:
+                continue
+            try:
+                POLICIES[self.name].model_validate(_nested({setting: past}))
+            except ValidationError:
+                continue
+            found.append(setting)
+        return found
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,10 @@ class Study:
         """The trials that no other beats."""
         return [self.trials[place] for place in np.flatnonzero(on_front(costs(self._frozen))).tolist()]
 
+    def at_ends(self, trial: Trial) -> list[str]:
+        """Return the settings of a trial that lie at an end of their range, which might therefore be wider."""
+        return self.space.policies[trial.name].at_ends(trial.sampled) if trial.sampled else []
+
     def frozen(self, name: str) -> list[FrozenTrial]:
         """Return a policy's trials as Optuna has them, those of the search and not the baselines."""
         return [
