@@ -142,7 +142,6 @@ def row(name: str, tape: LoadedTape, policies: int, taken: list[tuple[float, flo
     return {
         "what": name,
         "lanes": policies,
-        "runs": len(taken),
         "s": clock,
         "CPU µs a lane-event": cpu / events * 1e6,
         "lane-events/s": events / clock,
@@ -166,7 +165,7 @@ def measure(tape_folder: Path, spaces: list[str], policies: int, runs: int) -> l
             taken["scan alone"].append(timed(lambda: bare_scan(tape, few)))
         for name in spaces:
             taken[name].append(timed(lambda chosen=some[name]: score(tape, chosen)))  # type: ignore[misc]
-    rows = [row("one engine, auto", tape, 1, [timed(lambda: replay(tape_folder, {"auto": AutoPolicy()}))])]
+    rows = [row("one engine", tape, 1, [timed(lambda: replay(tape_folder, {"auto": AutoPolicy()}))])]
     rows += [row(name, tape, few if name == "scan alone" else policies, numbers) for name, numbers in taken.items()]
     return rows
 
@@ -189,7 +188,7 @@ def main() -> None:
         record(Path(folder) / "tape", given.backbone)
         rows = measure(Path(folder) / "tape", given.space or [*SPACES], policies, runs)
         head = load(Path(folder) / "tape").head
-    title = f"{given.backbone}, R = {head.rank}, {threads()} threads; goal: {SECONDS:.0f} s for {GOAL:,} policies"
+    title = f"{given.backbone}, R = {head.rank}, {threads()} threads, {runs} runs; goal: {SECONDS:.0f} s for {GOAL:,}"
     print_table(title, rows)
     if given.json:
         given.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")

@@ -1,6 +1,7 @@
 "use strict";
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const OPTIONS = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+const PAPER = 640, paper = matchMedia("print");  // pixels that fit an A4 page with its margins
 let colours = new Map();
 function look() {
   const style = getComputedStyle(document.documentElement);
@@ -19,6 +20,8 @@ function draw(id, figure) {
   if (!element || !figure) return;
   const { data, layout } = themed(figure);
   if (element.clientWidth < 560) narrow(data, layout);
+  if (paper.matches) layout.width = PAPER;
+  element.style.height = layout.height + "px";
   Plotly.react(element, data, layout, { ...OPTIONS, displayModeBar: element.clientWidth > 600 ? undefined : false });
 }
 // On a phone the names of the marks would take the room of the charts: they go into a legend below.
@@ -56,5 +59,5 @@ function all() {
 }
 if (picker) picker.addEventListener("change", one);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
-matchMedia("print").addEventListener("change", all);
+paper.addEventListener("change", all);
 all();

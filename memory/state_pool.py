@@ -148,6 +148,11 @@ class StatePool:
         return self.resident * self.lane_bytes
 
     @property
+    def bytes_beside(self) -> int:
+        """Bytes of what grows beside the resident lanes' states, such as filed states."""
+        return sum(component.bytes_held for component in self.beside.values())
+
+    @property
     def wants_commit(self) -> bool:
         """Whether so many changed lanes are spilled that they should be committed now."""
         return len(self._spilled) > self.max_spilled
@@ -307,16 +312,13 @@ class StatePool:
     def _relieve(self, wanted: int) -> None:
         """Spill lanes, but for the `wanted` used last, while what they hold beside their states is over the bound."""
         spare = len(self._slots) - wanted
-        while spare > 0 and self.bytes_used + self._bytes_beside() > self.max_bytes:
+        while spare > 0 and self.bytes_used + self.bytes_beside > self.max_bytes:
             some = list(islice(self._slots, min(RELIEF, spare)))
             slots = np.fromiter((self._slots[key] for key in some), np.int64, len(some))
             self._spill(some)
             for component in self.beside.values():  # what they held is free now, not only once the slot is taken again
                 component.clear(slots)
             spare -= len(some)
-
-    def _bytes_beside(self) -> int:
-        return sum(component.bytes_held for component in self.beside.values())
 
     def _spill(self, keys: Sequence[str]) -> None:
         # A lane that did not change is in the store as it is: only changed ones are kept in host memory.

@@ -226,7 +226,7 @@ _METRICS = (
     _gauge("streams_stored", "Streams in the state store, as of the last checkpoint."),
     _gauge("queue_depth", "Items waiting in a bounded queue, by queue.", labels=("queue",)),
     _gauge("source_backlog_bytes", "Bytes that the source holds and that are not read yet.", "bytes"),
-    _gauge("pool_used_bytes", "Bytes of the state pool that hold a lane.", "bytes"),
+    _gauge("pool_used_bytes", "Bytes of the state pool that hold a lane, filed states too.", "bytes"),
     _gauge("pool_reserved_bytes", "Bytes that the state pool has reserved.", "bytes"),
     _gauge("pool_limit_bytes", "Bytes that lanes may hold in the pool at most, filed states too.", "bytes"),
     _gauge(

@@ -451,7 +451,7 @@ class Consumer:
         metrics.observe("ebbtide_batch_events", len(batch.events))
         metrics.set("ebbtide_streams_resident", pool.resident)
         metrics.set("ebbtide_queue_depth", self.reader.waiting, "reader")
-        metrics.set("ebbtide_pool_used_bytes", pool.bytes_used)
+        metrics.set("ebbtide_pool_used_bytes", pool.bytes_used + pool.bytes_beside)
         metrics.set("ebbtide_pool_reserved_bytes", pool.bytes_reserved)
         if (backlog := self.source.backlog()) is not None:
             metrics.set("ebbtide_source_backlog_bytes", backlog)

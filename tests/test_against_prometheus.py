@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from dashboards.names import SIGNAL_NAMES
 from dashboards.preview import draw
 from dashboards.preview import prometheus as prometheus_at
 from dashboards.recordings import RECORDED, SHIFTS_DAY
-from tests.prometheus_server import TOKEN, Prometheus, consumer, for_prometheus, prometheus, wait_for
+from tests.prometheus_server import TOKEN, Prometheus, consumer, for_prometheus, prometheus, tool, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -144,6 +145,19 @@ def test_a_dashboard_can_be_drawn_without_grafana(server: Prometheus, board: Das
         text[:20] for text in texts
     }
     assert texts.count("no data") <= 2  # no GPU, and pairs that are not old enough
+
+
+def test_the_linter_of_metrics_has_nothing_to_say(server: Prometheus) -> None:
+    [target] = server.get("targets")["activeTargets"]
+    body = httpx.get(target["scrapeUrl"], trust_env=False).content
+    done = subprocess.run([tool("promtool"), "check", "metrics"], input=body, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert subprocess.run(
+        [tool("promtool"), "check", "metrics"],
+        input=b"# TYPE badName gauge\nbadName 1\n",
+        check=False,
+        capture_output=True,
+    ).returncode
 
 
 def test_an_exemplar_names_its_stream(server: Prometheus) -> None:

@@ -572,7 +572,9 @@ def test_dashboards_are_written(here: Path, cli: Cli) -> None:
     done = cli("dashboards", "--out", "boards")
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines()
-    assert all(json.loads(Path(line).read_text())["title"] for line in done.out.splitlines())
+    written = [Path(line) for line in done.out.splitlines()]
+    assert all(json.loads(path.read_text())["title"] for path in written if path.suffix == ".json")
+    assert {path.suffix for path in written} == {".json", ".yml", ".yaml"}
 
 
 def test_doctor_passes_here_and_says_what_cannot_run(cli: Cli) -> None:

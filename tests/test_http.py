@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import httpx
@@ -25,6 +26,8 @@ from memory.errors import ConfigurationError
 from monitors.exporter import Exporter
 from monitors.metrics import Metrics
 from stream.http import MAX_CONNECTIONS, HttpServer, Pace, Seldom, Service, create_app
+from stream.operators import Ask
+from stream.store import Acted
 
 AWKWARD_NAMES = [
     "plain",
@@ -76,6 +79,9 @@ class SampleService:
 
     def streams(self, limit: int) -> list[dict[str, Any]]:
         return self.rows[:limit]
+
+    def act(self, stream: str, ask: Ask) -> Future[Acted] | None:
+        return None
 
     def stream(self, name: str) -> dict[str, Any] | None:
         return next((each for each in self.rows if each["stream"] == name), None)

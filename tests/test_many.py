@@ -308,6 +308,24 @@ def test_bits_depend_neither_on_the_company_nor_on_its_order_nor_on_threads(
     assert same(some.write_error, some.by_stream[:, 0])
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_the_caller_raises_ends_it_in_every_thread(plain: LoadedTape, count: int) -> None:
+    before, told = threads(), []
+
+    def enough(done: int, total: int) -> None:
+        told.append(done)
+        if len(told) == 50:
+            raise KeyboardInterrupt
+
+    try:
+        set_threads(count)
+        with pytest.raises(KeyboardInterrupt):
+            score(plain, POLICIES_HERE, each=enough)
+    finally:
+        set_threads(before)
+    assert len(told) == 50
+
+
 def test_errors_over_time_are_of_equal_parts_of_each_stream(plain: LoadedTape) -> None:
     policy, slices = DecayPolicy(factor=0.8), 7
     sums, counts = np.zeros(slices), np.zeros(slices)

@@ -120,7 +120,10 @@ class TestActing:
             (("decay", "nan"), "factor: Input should be a finite number"),
             (("reset", "1"), "reset: expected no topic, got 1"),
             (("restore", "-1"), "topic: Input should be greater than or equal to 0"),
-            (("decya", "1"), r"expected an action \(reset, decay, restore, release\), got 'decya'; did you mean 'decay'\?"),
+            (
+                ("decya", "1"),
+                r"expected an action \(reset, decay, restore, release\), got 'decya'; did you mean 'decay'\?",
+            ),
         ],
     )
     def test_a_slip_is_named(self, given: tuple[str, str | None], message: str) -> None:

@@ -554,6 +554,9 @@ class TestInABrowser:
         until(page, f"{colour} === '#3cc3c9'")
         page.emulate_media(color_scheme="dark", media="print")  # on paper it is light all the same
         until(page, f"{colour} === '#0e7c86'")
+        for figure in page.locator(".js-plotly-plot").all():  # fits an A4 page, and nothing lies over it
+            drawn, held = figure.locator(".main-svg").first.bounding_box(), figure.bounding_box()
+            assert (drawn["width"], drawn["height"]) == (640, held["height"])
 
     def test_a_phone_needs_no_sideways_scrolling(self, opened: Callable[..., Any], written: Path) -> None:
         for width in (320, 390):

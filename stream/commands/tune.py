@@ -137,7 +137,11 @@ def _progress(study: Study) -> Iterator[tuple[Callable[[int, float], None], Call
     if not sys.stderr.isatty():
 
         def line(now: Study) -> None:
-            print(f"{len(now.trials):,} of {total:,} trials: {_best(now)}", file=sys.stderr, flush=True)
+            print(
+                f"{len(now.trials):,} of {total:,} trials: {len(now.front):,} on the front, {_best(now)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
         yield (lambda trials, part: None), line
         return
@@ -149,7 +153,9 @@ def _progress(study: Study) -> Iterator[tuple[Callable[[int, float], None], Call
         bar = progress.add_task("", total=total, best="")
         yield (
             lambda trials, part: progress.update(bar, completed=int(trials + part)),
-            lambda now: progress.update(bar, completed=len(now.trials), best=_best(now)),
+            lambda now: progress.update(
+                bar, completed=len(now.trials), best=_best(now).removesuffix(" where it is tuned")
+            ),
         )
 
 
@@ -160,7 +166,7 @@ def _best(study: Study) -> str:
     chosen = choose(study)
     none = study.trials[NONE].figures.write_error
     change = chosen.figures.write_error / none - 1 if none else 0.0
-    return f"{len(study.front):,} on the front, best {chosen.name} {percent(change)} where it is tuned"
+    return f"best {chosen.name} {percent(change)} where it is tuned"
 
 
 def _figures(study: Study, judged: Judged, written: dict[str, Path]) -> dict[str, object]:

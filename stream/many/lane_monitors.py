@@ -159,13 +159,11 @@ class LaneMonitors:
             seen = self._norm.look(own, slots, norms, rows=rows)
             signals["stable_rank"], signals["saturation"] = seen.stable_rank, seen.most_saturated
         if self._probes is not None:
-            count = int(stream.writes[event])
-            if count:
-                n, row = len(slots), self._pair_rows[event]
-                key, value = (np.broadcast_to(part[row], (n, *part.shape[1:])) for part in self._pairs)
-                since = count - 1 - event % count
+            if stream.writes[event]:
+                row = self._pair_rows[event]
+                key, value = (np.broadcast_to(part[row], (len(slots), *part.shape[1:])) for part in self._pairs)
                 self._probes.hold_out(slots, error)
-                self._probes.remember(slots, key, value, np.full(n, count), np.full(n, since))
+                self._probes.remember(slots, key, value)  # ages in writes are no signal
             found = self._probes.measure(own, slots, sick=sick, rows=rows)
             signals["retrieval_error"], signals["retrieval_lift"] = found.error, found.lift
         return signals

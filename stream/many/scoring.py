@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def score(
         Whether to ask for `retrieval_error` as the engine does; it costs more.
     each
         Called now and then, by one thread at a time, with the lane-events done and those to do; a lane-event is one
-        event under one policy.
+        event under one policy. What it raises ends the scoring.
 
     Raises
     ------
@@ -65,6 +65,23 @@ def score(
         A stream that is not on the tape.
     ValueError
         No policy, no stream, or no slice.
+
+    Examples
+    --------
+    A stream that says the same thing three times, written with a gate of one half:
+
+    >>> import torch
+    >>> from monitors.policies import DecayPolicy, NoPolicy
+    >>> from stream.tape import TapeHead
+    >>> head = TapeHead(
+    ...     layers=1, heads=1, rank=2, mode="plain", dim=2, mean=None, own_lam=False, row_gates=False, watched=None,
+    ...     every=1, attached=False, with_text=False, policy={}, detectors={}, settings={},
+    ... )
+    >>> k, gate, one = torch.eye(2)[:1].expand(3, 1, 2).clone(), torch.full((3, 1, 1), 0.5), np.ones(3, np.int64)
+    >>> said = LoadedStream("a", 0, one, np.arange(4), k, k, gate, None, np.ones((3, 2), np.float32), np.zeros(3))
+    >>> scores = score(LoadedTape(head, {"a": said}), [NoPolicy(), DecayPolicy(factor=0.5)], slices=3)
+    >>> scores.over_time.tolist(), scores.actions.tolist()
+    ([[1.0, 0.5, 0.25], [1.0, 0.5, 0.375]], [0, 3])
     """
     chosen = _chosen(tape, streams)
     if not policies or not chosen or slices < 1:
@@ -85,25 +102,38 @@ def score(
     # The longest first, so that no thread is left with much to do when the others have ended.
     tasks.sort(key=lambda task: -len(task[1]) * len(plans[task[0]].stream))
     tally, lock = Tally(len(policies), [stream.name for stream in chosen], slices), Lock()
+    failed = Event()
     events = sum(len(stream) for stream in chosen)
     done, total = 0, events * len(policies)
 
     def advance(lanes: int) -> None:
         nonlocal done
         with lock:
+            if failed.is_set():
+                raise _Abandoned
             done += lanes
             each(done, total)
 
     def run(first: int, last: int) -> None:
-        for place, rows in tasks[first:last]:
-            some = [fitted[row] for row in rows]
-            done_by_now = run_stream(tape, plans[place], some, probes=probes, each=advance)
-            with lock:
-                tally.add(place, rows, done_by_now.marks)
+        try:
+            for place, rows in tasks[first:last]:
+                some = [fitted[row] for row in rows]
+                done_by_now = run_stream(tape, plans[place], some, probes=probes, each=advance)
+                with lock:
+                    tally.add(place, rows, done_by_now.marks)
+        except _Abandoned:
+            return
+        except BaseException:
+            failed.set()  # the other threads are not to go on for minutes
+            raise
 
     with torch_threads(1):
         run_pieces(run, [(task, task + 1) for task in range(len(tasks))], min(threads(), len(tasks)))
     return tally.scores(policies, events, probes=probes)
+
+
+class _Abandoned(Exception):  # noqa: N818  not an error
+    """Another thread has failed."""
 
 
 def _chosen(tape: LoadedTape, names: Sequence[str] | None) -> list[LoadedStream]:

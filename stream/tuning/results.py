@@ -17,9 +17,10 @@ import pyarrow.parquet as parquet
 from dashboards.tuning_page import Point, Row, TuningPage, tuning_page
 from monitors.policies import POLICIES, Policy, policy_to_yaml
 from stream.tuning.choice import AUTO, NONE, Judged
+from stream.tuning.fingerprint import OBJECTIVES
 from stream.tuning.importance import importances
 from stream.tuning.intervals import percent
-from stream.tuning.study import OBJECTIVES, Study
+from stream.tuning.study import Study
 from stream.tuning.trial import Figures, Trial
 
 SHOWN = 2_000

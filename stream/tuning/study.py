@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from memory.errors import ConfigurationError
 from monitors.observations import Floats
 from monitors.policies import AutoPolicy, NoPolicy, Policy
 from stream.many import LoadedTape, score
-from stream.tape.tape_writer import parts_of
+from stream.tuning.fingerprint import DIFFERENCES, OBJECTIVES, fingerprint
 from stream.tuning.front import hypervolume, on_front
 from stream.tuning.journal import NAME, SqliteJournal
 from stream.tuning.quiet import quiet
@@ -29,9 +27,6 @@ from stream.tuning.settings import TuneSettings
 from stream.tuning.space import SearchSpace
 from stream.tuning.split import split_streams
 from stream.tuning.trial import Figures, Trial
-
-OBJECTIVES = ("write_error", "actions_per_1000", "recall_error")
-"""What is made small; the last only where topics come back."""
 
 GAIN = 0.001
 """The least growth of the front's hypervolume that counts as progress: one part in a thousand."""
@@ -111,7 +106,7 @@ class Study:
             The journal holds another search.
         """
         began = time.monotonic()
-        known = fingerprint(self, folder)
+        known = fingerprint(self.tape, self.space, self.settings, self.batch, folder)
         kept = self._open(journal, known)
         journal.commit()
         while not (reason := self._reason(began, stop)):
@@ -236,34 +231,6 @@ class Study:
         kept.set_user_attr("fingerprint", now)
         kept.set_user_attr("objectives", list(OBJECTIVES[: self.objectives]))
         return kept
-
-
-DIFFERENCES = {
-    "tape": "another tape",
-    "space": "another --space",
-    "split": "another --split or --seed",
-    "batch": "another --batch",
-    "objectives": "another version of Ebbtide, with other objectives",
-}
-"""What must be the same for a study to go on, and how to say that it is not."""
-
-
-def fingerprint(study: Study, folder: Path) -> dict[str, Any]:
-    """Return what a study is known again by."""
-    digest = blake2b(digest_size=16)
-    for part in parts_of(folder):
-        with part.open("rb") as file:
-            digest.update(file_digest(file, "sha256").digest())
-    digest.update(str(study.tape.events).encode())  # a torn tape may be read in part
-    settings = study.settings
-    space = json.dumps(study.space.describe(), sort_keys=True)
-    return {
-        "tape": digest.hexdigest(),
-        "space": blake2b(space.encode(), digest_size=16).hexdigest(),
-        "split": [settings.split, settings.seed],
-        "batch": study.batch,
-        "objectives": list(OBJECTIVES),
-    }
 
 
 def worst_of(values: Floats) -> Floats:
