@@ -10,7 +10,7 @@ echo "Six conversations whose topics shift and return:"
 "$ebbtide" generate --scenario recurring --streams 6 --events 150 --out "$folder/talk.jsonl" --truth "$folder/truth.jsonl"
 echo
 echo "The consumer, with real sentence embeddings (all-MiniLM-L6-v2):"
-"$ebbtide" run --source "file:$folder/talk.jsonl" --backbone minilm --policy decay_on_shift \
+"$ebbtide" run --source "file:$folder/talk.jsonl" --backbone minilm --shadow none \
   --state "sqlite:///$folder/state.db" --sink "jsonl:$folder/out.jsonl" --tape "$folder/tape" --metrics-port 0
 echo "One record of $folder/out.jsonl:"
 sed -n 60p "$folder/out.jsonl"

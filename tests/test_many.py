@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import stream.many.scoring as scoring
-from memory.errors import ConfigurationError
+from memory.errors import ConfigurationError, EbbtideError
 from memory.threads import set_threads, threads, torch_threads
 from memory.writers import Rows, RowsWriter, Shape
 from monitors.detectors import parse_detector
@@ -45,6 +45,8 @@ from stream.many.returns import OLD, returns
 from stream.many.stacked_policy import alike
 from stream.many.stream_run import Plan, run_stream
 from stream.replay import replay
+from stream.tape import TapeReader, TapeWriter
+from stream.tape.taped_writer import TapedWriter
 
 STREAMS, EVENTS = 2, 90
 LOOSE = TopicBelief(hazard=0.4, novelty=0.5, passing=0.2, gain=20, likeness_gain=40)
@@ -392,3 +394,29 @@ def test_streams_come_apart_in_their_order(plain: LoadedTape, source: Path) -> N
     assert np.isnan(silent.embeddings[silent.writes == 0]).all()
     with_rows = [stream for name, stream in plain.streams.items() if name != "s000001"]
     assert all((stream.writes == 1).all() and len(stream) == EVENTS for stream in with_rows)
+
+
+def test_a_tape_tells_what_is_left_out_and_where_it_ends(source: Path, tmp_path: Path) -> None:
+    reader = TapeReader(record(source, tmp_path / "tape"))
+    taped = TapedWriter(reader.head)
+    taped.keeps_rows = True
+    engine, batches = Engine(taped, detectors={}, policy=NoPolicy()), 0
+    writer = TapeWriter(tmp_path / "again", reader.head)
+    writer.open(None)
+    for batch in reader.batches():  # recorded once more, with an operator at work before each micro-batch
+        outcome = engine.process(*taped.load(batch))
+        outcome.by_hand = {0: ['{"kind": "reset"}']}
+        writer.write(outcome)
+        batches += 1
+    writer.flush()
+    writer.close()
+    again = load(tmp_path / "again")
+    assert sum(stream.by_hand for stream in again.streams.values()) == batches > 3
+    assert not any(stream.by_hand for stream in load(tmp_path / "tape").streams.values())
+    part = tmp_path / "again" / "part-000000.arrows"
+    part.write_bytes(part.read_bytes()[:-700])
+    with pytest.raises(EbbtideError, match="ends in the middle"):
+        load(tmp_path / "again")
+    short = load(tmp_path / "again", partial=True)
+    assert short.torn == part
+    assert 0 < short.events < again.events
