@@ -696,6 +696,23 @@ def test_the_page_asks_for_nothing_and_no_name_gets_out_of_its_place() -> None:
     assert json.loads(data)["title"] == name
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_opens_offline_and_draws(browser: Any, whole: Study, tmp_path: Path, width: int) -> None:
+    wrong: list[str] = []
+    write_results(whole, judge(whole), tmp_path, tape=tmp_path, command=["ebbtide", "tune"])
+    context = browser.new_context(offline=True, viewport={"width": width, "height": 900})
+    page = context.new_page()
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto((tmp_path / "tuning.html").as_uri())
+    page.wait_for_selector(".js-plotly-plot .scatterlayer path.point", state="attached")
+    assert page.locator(".js-plotly-plot").count() >= 3
+    assert page.locator("path.js-line").count() >= 2
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    context.close()
+    assert wrong == []
+
+
 def test_yaml_of_the_space_and_of_a_policy_are_read_alike(tmp_path: Path) -> None:
     """`on` is a word in both."""
     (tmp_path / "space.yaml").write_text(SPACE)

@@ -30,6 +30,9 @@ PUBLISHED_FILE = "delta_mem_adapter.pt"
 SAFETENSORS_FILE = "delta_mem_adapter.safetensors"
 Files = Literal["both", "safetensors", "pt"]
 
+DAMAGE = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError, MemoryError)
+"""What the readers of tensors raise, beside their own errors, at a file that is not what they take it for."""
+
 
 def parse_config(
     fields: Mapping[str, Any] | AdapterConfig, where: str = "the adapter's configuration"
@@ -63,8 +66,8 @@ def read_config(directory: str | Path) -> AdapterConfig:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigurationError(f"no adapter in {directory}: expected {CONFIG_FILE} there") from None
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"cannot read {path}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"cannot read {path}: {_line(error)}") from None
     if not isinstance(fields, dict):
         raise ConfigurationError(f"{path}: expected an object of settings, got {type(fields).__name__}")
     return parse_config({**FILE_DEFAULTS, **fields}, str(path))
@@ -83,8 +86,8 @@ def read_tensors(directory: str | Path) -> dict[str, Tensor]:
     if (folder / SAFETENSORS_FILE).exists():
         try:
             found[SAFETENSORS_FILE] = load_file(folder / SAFETENSORS_FILE)
-        except (SafetensorError, OSError) as error:
-            raise ConfigurationError(f"cannot read {folder / SAFETENSORS_FILE}: {error}") from None
+        except (SafetensorError, OSError, *DAMAGE) as error:
+            raise ConfigurationError(f"cannot read {folder / SAFETENSORS_FILE}: {_line(error)}") from None
     if (folder / PUBLISHED_FILE).exists():
         found[PUBLISHED_FILE] = _read_published(folder / PUBLISHED_FILE)
     if not found:
@@ -107,12 +110,19 @@ def read_tensors(directory: str | Path) -> dict[str, Tensor]:
 def _read_published(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigurationError(f"cannot read {path} as tensors alone: {reason}") from None
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+    except (pickle.UnpicklingError, OSError, EOFError, *DAMAGE) as error:
+        raise ConfigurationError(f"cannot read {path} as tensors alone: {_line(error)}") from None
+    if (
+        not isinstance(tensors, dict)
+        or not all(isinstance(name, str) for name in tensors)
+        or not all(isinstance(value, Tensor) for value in tensors.values())
+    ):
         raise ConfigurationError(f"{path}: expected a dict of tensors, got {type(tensors).__name__}")
     return tensors
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def write_adapter(

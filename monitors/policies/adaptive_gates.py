@@ -100,7 +100,7 @@ class AdaptiveGatesPolicy(Policy):
 
 
 def _cosine(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Floats:
-    """Cosine of each lane's `[H, R]` with another, `[n]` float64; 0 where either is zero; of what is not finite, NaN."""
+    """Cosine of each lane's `[H, R]` with another, `[n]` float64; 0 where either is zero, NaN where not finite."""
     a, b = one.astype(np.float64), other.astype(np.float64)
     with np.errstate(invalid="ignore"):
         size = np.sqrt((a * a).sum(axis=(1, 2)) * (b * b).sum(axis=(1, 2)))

@@ -19,6 +19,7 @@ from monitors.retrieval_error import RetrievalErrorMonitor
 from monitors.state_norm import StateNormMonitor
 from stream.engine import ALARM_NAMES
 from stream.many.loaded_tape import LoadedStream, LoadedTape
+from stream.quarantine import LIMIT
 
 OF_THE_TAPE = "topic_shift_score"
 """The signal that no policy changes: its alarms are the same for all, and found once."""
@@ -130,7 +131,7 @@ class LaneMonitors:
         for signal, detector in self._detectors.items():
             alarms[ALARM_NAMES.get(signal, signal)] = detector.update(self._lanes[signal], self._slots, signals[signal])
         if "state_norm" in signals:
-            alarms["non_finite"] = ~np.isfinite(signals["state_norm"])
+            alarms["non_finite"] = ~(signals["state_norm"] < LIMIT)
         return Observations(self._slots, signals, alarms)
 
     def _measure(

@@ -18,6 +18,7 @@ from stream.many.own_states import OwnStates
 from stream.many.scores import Marks
 from stream.many.shared_states import SharedStates
 from stream.many.stacked_policy import stack
+from stream.quarantine import LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class StreamRun:
     kind, factor
         `[n, T]` int8 and float64: the actions, as in `monitors.policies.Actions`.
     states
-        `[n, N, R, R]` float32: the lanes' own states after the last event.
+        `[n, N, R, R]` float32: the lanes' own states after the last event; NaN for a lane that was put aside
+        (`stream.quarantine`), from whose events on nothing is measured, and which is frozen.
     """
 
     marks: Marks
@@ -97,6 +99,7 @@ def run_stream(
     write, recall = np.full((2, length, n), np.nan)
     retrieval = np.full((length, n), np.nan) if probes else None
     kind, factor = np.zeros((length, n), np.int8), np.ones((length, n))
+    aside = np.zeros(n, np.bool_)
     for event in range(length):
         if stream.back[event] >= 0:
             recall[event] = lanes.ask(stream, int(stream.back[event]))
@@ -110,9 +113,18 @@ def run_stream(
         kind[event], factor[event] = actions.kind, actions.factor
         if retrieval is not None:
             retrieval[event] = seen.signals["retrieval_error"]
+        for numbers in (write, recall) if retrieval is None else (write, recall, retrieval):
+            numbers[event, aside] = np.nan
+        size = np.sqrt((norms[:, watched].astype(np.float64) ** 2).sum(axis=1))
+        sick = np.flatnonzero(~(size < LIMIT))
+        if len(sick):
+            own = torch.linalg.vector_norm(lanes.states[torch.from_numpy(lanes.rows[sick])].double(), dim=(1, 2, 3))
+            aside[sick] |= ~(own.numpy() < LIMIT)  # else the policy has dealt with it
+        kind[event, aside], factor[event, aside] = ActionKind.FREEZE, 1.0
         each(n)
     by_policy = [np.ascontiguousarray(numbers.T) for numbers in (write, recall)]
     kinds = np.stack([(kind == number).sum(axis=0) for number in range(len(ActionKind))], axis=1)
     marks = Marks(by_policy[0], by_policy[1], None if retrieval is None else np.ascontiguousarray(retrieval.T), kinds)
     states = lanes.states[torch.from_numpy(lanes.rows)]
+    states[torch.from_numpy(aside)] = torch.nan
     return StreamRun(marks, np.ascontiguousarray(kind.T), np.ascontiguousarray(factor.T), states)

@@ -13,8 +13,9 @@
     reason                and why
     by_hand               what operators did to the stream right before the event, as JSON; null mostly
 
-What the schema's metadata tells of the run (`TapeHead`) is JSON under ``ebbtide``. Each record batch carries the CRC-32
-of its columns' bytes. Any Arrow reader opens a tape: ``pyarrow.ipc.open_stream(path)``.
+What the schema's metadata tells of the run (`TapeHead`) is JSON under ``ebbtide``, with its CRC-32 beside it. Each record
+batch carries the byte at which it begins, and the CRC-32 of its columns and of that place: one that was moved is known.
+Any Arrow reader opens a tape: ``pyarrow.ipc.open_stream(path)``.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from monitors.observations import SIGNALS
 from monitors.policies.policy import LABELS
 from stream.engine import Outcome
 
-VERSION = 2
-"""2 added `by_hand`; tapes of version 1 are read too."""
+VERSION = 3
+"""2 added `by_hand`, 3 the head's checksum and each record batch's place; tapes of the versions before are read too."""
 
 
 class TapeHead(BaseModel):
@@ -104,7 +105,8 @@ def schema_of(head: TapeHead) -> pa.Schema:
         *([pa.field("by_hand", pa.list_(pa.utf8()))] if head.version >= 2 else []),
         *([pa.field("text", pa.utf8())] if head.with_text else []),
     ]
-    return pa.schema(fields, {"ebbtide": head.model_dump_json()})
+    told = head.model_dump_json()
+    return pa.schema(fields, {"ebbtide": told} | ({"crc32": f"{crc32(told.encode()):08x}"} if head.version >= 3 else {}))
 
 
 def to_batch(schema: pa.Schema, outcome: Outcome) -> pa.RecordBatch:
@@ -163,9 +165,9 @@ def _alarms(outcome: Outcome) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def checksum(batch: pa.RecordBatch) -> int:
-    """Return the CRC-32 of a record batch's buffers, lengths and null counts, in their order."""
-    total = 0
+def checksum(batch: pa.RecordBatch, place: int | None = None) -> int:
+    """Return the CRC-32 of a record batch's place, if it has one, and its buffers, lengths and null counts, in order."""
+    total = 0 if place is None else crc32(str(place).encode())
     for column in batch.columns:
         total = crc32(f"{len(column)} {column.null_count} {column.offset}".encode(), total)
         for buffer in column.buffers():
@@ -190,15 +192,27 @@ class Encoder:
     def __init__(self, schema: pa.Schema):
         self._schema = schema
         self.head: bytes = schema.serialize().to_pybytes()
+        self._next = len(self.head)
 
-    def encode(self, batch: pa.RecordBatch) -> memoryview:
-        """Return the bytes of one record batch, its checksum with it."""
+    def encode(self, batch: pa.RecordBatch, place: int | None = None) -> memoryview:
+        """Return the bytes of one record batch, its checksum with it.
+
+        Parameters
+        ----------
+        batch
+            The record batch.
+        place
+            The byte of the part at which it will begin; None: right behind the one before it.
+        """
+        place = self._next if place is None else place
         buffer = pa.BufferOutputStream()
         writer = pa.ipc.new_stream(buffer, self._schema)
-        writer.write_batch(batch, custom_metadata={"crc32": f"{checksum(batch):08x}"})
+        about = {"crc32": f"{checksum(batch, place):08x}", "place": str(place)}
+        writer.write_batch(batch, custom_metadata=about)
         # Not closed: that would end the stream. The schema goes before each stream's first batch, and is there already.
         data = memoryview(buffer.getvalue()).cast("B")
         assert data[: len(self.head)] == self.head
+        self._next = place + len(data) - len(self.head)
         return data[len(self.head) :]
 
 

@@ -116,7 +116,7 @@ class TapeWriter(Sink):
             self._file.close()
             self._open_part(self._number + 1, None, "")
             self._full = False
-        self._file.append(self._encoder.encode(to_batch(self._schema, outcome)))
+        self._file.append(self._encoder.encode(to_batch(self._schema, outcome), self._file.length))
 
     def flush(self) -> int:
         """Put all on the disk; return the mark."""
