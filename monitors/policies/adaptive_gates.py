@@ -63,16 +63,7 @@ class AdaptiveGatesPolicy(Policy):
     undoes_writes: ClassVar[bool] = True
     learns_gates: ClassVar[bool] = True
     shaping: ClassVar[frozenset[str]] = frozenset({"heads", "rank"})
-
-    @property
-    def looks_at(self) -> frozenset[str]:
-        """None of the signals."""
-        return frozenset()
-
-    @property
-    def hears(self) -> frozenset[str]:
-        """None of the alarms."""
-        return frozenset()
+    heedless: ClassVar[bool] = True
 
     def fitted(self, heads: int, rank: int) -> AdaptiveGatesPolicy:
         """Return the same for states `[H, R, R]`."""

@@ -88,16 +88,7 @@ class ArchivePolicy(ActionGuard):
     budget: int | None = Field(default=250, ge=0)
 
     shaping: ClassVar[frozenset[str]] = frozenset({"most", "begin"})
-
-    @property
-    def looks_at(self) -> frozenset[str]:
-        """None of the signals."""
-        return frozenset()
-
-    @property
-    def hears(self) -> frozenset[str]:
-        """None of the alarms."""
-        return frozenset()
+    heedless: ClassVar[bool] = True
 
     @property
     def ways(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -35,15 +35,7 @@ class DecayPolicy(Policy):
     policy: Literal["decay"] = "decay"
     factor: float = Field(default=0.99, gt=0, le=1)
 
-    @property
-    def looks_at(self) -> frozenset[str]:
-        """None of the signals."""
-        return frozenset()
-
-    @property
-    def hears(self) -> frozenset[str]:
-        """None of the alarms."""
-        return frozenset()
+    heedless: ClassVar[bool] = True
 
     def decide(self, lanes: Columns, observations: Observations) -> Actions:
         """Decay every lane."""

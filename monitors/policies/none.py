@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from memory.lane_state import Columns
 from monitors.observations import Observations
@@ -23,15 +23,7 @@ class NoPolicy(Policy):
 
     policy: Literal["none"] = "none"
 
-    @property
-    def looks_at(self) -> frozenset[str]:
-        """None of the signals."""
-        return frozenset()
-
-    @property
-    def hears(self) -> frozenset[str]:
-        """None of the alarms."""
-        return frozenset()
+    heedless: ClassVar[bool] = True
 
     def decide(self, lanes: Columns, observations: Observations) -> Actions:
         """Keep."""

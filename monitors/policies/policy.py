@@ -124,6 +124,9 @@ class Policy(BaseModel, ABC):
     shaping: ClassVar[frozenset[str]] = frozenset()
     """The numbers among the settings that shape what is remembered, and so cannot differ from lane to lane."""
 
+    heedless: ClassVar[bool] = False
+    """Whether `decide` reads no signal and no alarm, so that a replay need not measure any."""
+
     undoes_writes: ClassVar[bool] = False
     """Whether an action may need the state as it was before the segment, as `gain` does."""
 
@@ -133,12 +136,12 @@ class Policy(BaseModel, ABC):
     @property
     def looks_at(self) -> frozenset[str] | None:
         """The signals that `decide` reads; None: it may be any. Elsewhere they need not be measured in a replay."""
-        return None
+        return frozenset() if self.heedless else None
 
     @property
     def hears(self) -> frozenset[str] | None:
         """The alarms that `decide` reads; None: it may be any."""
-        return None
+        return frozenset() if self.heedless else None
 
     @property
     def ways(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -38,15 +38,7 @@ class ScheduledResetPolicy(ActionGuard):
     every: int = Field(default=100, ge=1)
     cool_down: int = Field(default=0, ge=0)
 
-    @property
-    def looks_at(self) -> frozenset[str]:
-        """None of the signals."""
-        return frozenset()
-
-    @property
-    def hears(self) -> frozenset[str]:
-        """None of the alarms."""
-        return frozenset()
+    heedless: ClassVar[bool] = True
 
     def decide(self, lanes: Columns, observations: Observations) -> Actions:
         """Reset the lanes whose turn it is."""
