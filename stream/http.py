@@ -238,7 +238,7 @@ def create_app(service: Service, token: str | None = None, *, sample_every: floa
     def streams(limit: Annotated[int, Query(ge=1, le=1000)] = 50) -> Response:
         return _Json(service.streams(limit))
 
-    @app.get("/api/streams/{name:path}", summary="One stream")
+    @app.get("/api/streams/{name:any_text}", summary="One stream")
     def stream(name: str) -> Response:
         found = service.stream(name)
         if found is None:

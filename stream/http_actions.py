@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import structlog
 from fastapi import FastAPI, HTTPException, Request
 from pydantic import ValidationError
+from starlette.convertors import Convertor, register_url_convertor
 
 from memory.errors import ConfigurationError
 from stream.operators import Ask, slip_of
@@ -20,14 +21,29 @@ from stream.store import Acted
 
 log = structlog.get_logger(__name__)
 
-MAX_BODY = 4096
-"""Bytes of a request; an action needs a hundred."""
+MAX_BODY = 8192
+"""Bytes of a request; an action needs a hundred, and 6,000 more for a reason of 500 characters that are all escaped."""
 
 MIN_TOKEN = 16
 """Characters of a token: shorter ones can be guessed."""
 
 PATIENCE = 30.0
 """Seconds to wait for the loop, which takes actions between two micro-batches."""
+
+
+class _AnyText(Convertor[str]):
+    """What a stream's name in a path may be: anything, line breaks too, which the framework's own `path` leaves out."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any_text", _AnyText())
 
 
 class Actor(Protocol):
@@ -76,7 +92,7 @@ def add_actions(app: FastAPI, actor: Actor, token: str | None) -> None:
     """Give an application the endpoint; without a token it refuses everybody."""
     secret = None if token is None else token.encode()
 
-    @app.post("/api/streams/{name:path}/actions", summary="Do something to a stream")
+    @app.post("/api/streams/{name:any_text}/actions", summary="Do something to a stream")
     async def act(name: str, request: Request) -> dict[str, Any]:
         _check_origin(request)
         _check_token(request, secret)

@@ -71,7 +71,7 @@ checkpoint is as it was, and the same command goes on from it
     try:
         yield
     except sql.exc.SQLAlchemyError as error:
-        kind, line = _kind(error), first_line(error)
+        kind, line = kind_of(error), first_line(error)
         if kind is DamagedError:
             raise DamagedError(f"--state {shown}: the file was damaged ({line}); {REPAIR}") from error
         raise kind(
@@ -80,7 +80,12 @@ checkpoint is as it was, and the same command goes on from it
         ) from error
 
 
-def _kind(error: sql.exc.SQLAlchemyError) -> type[EbbtideError]:
+def kind_of(error: sql.exc.SQLAlchemyError) -> type[EbbtideError]:
+    """Say which of our errors a database's is.
+
+    >>> kind_of(sql.exc.ArgumentError("no"))
+    <class 'memory.errors.EbbtideError'>
+    """
     cause = getattr(error, "orig", None)
     if isinstance(cause, sqlite3.Error):
         code = getattr(cause, "sqlite_errorcode", None)

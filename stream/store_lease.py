@@ -25,7 +25,6 @@ from sqlalchemy.engine import Connection, Engine
 
 from memory.errors import ConfigurationError
 from stream.store_errors import AwayError
-from stream.store_tables import TABLES
 
 LEASE = 30.0
 """Seconds after which a consumer that did not renew its lease may be overtaken."""
@@ -170,8 +169,8 @@ class SessionLease:
         """End the holder's connection if its time is over; say whether it was."""
         if not sql.inspect(connection).has_table("owner"):
             return False
-        stale = sql.text("extract(epoch FROM clock_timestamp())") - TABLES.owner.c.renewed > LEASE
-        if not connection.execute(sql.select(stale)).scalar():
+        stale = sql.text("SELECT extract(epoch FROM clock_timestamp()) - renewed > :lease FROM owner")
+        if not connection.execute(stale, {"lease": LEASE}).scalar():
             return False
         connection.execute(sql.text(_END), _KEY)
         return True

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -109,7 +110,8 @@ def read_tensors(directory: str | Path) -> dict[str, Tensor]:
 
 def _read_published(path: Path) -> dict[str, Tensor]:
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickles that it does not know; the error says enough
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError, EOFError, *DAMAGE) as error:
         raise ConfigurationError(f"cannot read {path} as tensors alone: {_line(error)}") from None
     if (

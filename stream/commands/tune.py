@@ -71,6 +71,8 @@ def tune(
     print(
         f"{tape}: tuning on {len(searched.tune)} streams, reporting on {len(searched.report)} others", file=sys.stderr
     )
+    if by_hand := sum(stream.by_hand for stream in searched.tape.streams.values()):
+        print(f"{by_hand} events came after something done by hand, which is left out here", file=sys.stderr)
     try:
         with _stopped_by_interrupt() as stop, _progress(searched) as (each, told):
             searched.run(journal, tape, each=each, told=told, stop=stop)

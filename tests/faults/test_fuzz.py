@@ -1,0 +1,209 @@
+"""Hostile input: the short form of `tests/faults/fuzz.py`, and requests made from the application's own OpenAPI."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import schemathesis
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from memory.deltamem.adapter_io import PUBLISHED_FILE, SAFETENSORS_FILE, read_tensors
+from memory.errors import ConfigurationError, EbbtideError
+from stream.config import RunSettings, effective
+from stream.event import Event, EventParser, Rejection
+from tests.faults.fuzz import TARGETS, TOKEN, cuts, fuzz, http_app, make_adapter, mangled, read_tape, record_tape
+
+INPUTS = {"parser": 20_000, "config": 3_000, "tape": 1_200, "adapter": 2_000, "store": 1_500, "http": 2_500}
+"""Of each target, where the long form takes a million."""
+OFTEN = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_no_input_breaks_a_promise(name: str) -> None:
+    found = fuzz(name, inputs=INPUTS[name])
+    assert found.total() == INPUTS[name]
+    assert len(found) > 1, "every input came to the same"
+
+
+def test_a_broken_promise_is_told_with_the_number_that_brings_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def brittle(folder: Path) -> Any:
+        def one(dice: Random) -> str:
+            assert dice.randrange(100) != 7
+            return "held"
+
+        return one
+
+    monkeypatch.setitem(TARGETS, "brittle", brittle)
+    with pytest.raises(AssertionError, match=r"brittle: input \d+ of seed 3") as told:
+        fuzz("brittle", seed=3, inputs=5_000)
+    number = int(str(told.value).split()[2])
+    assert fuzz("brittle", seed=3, inputs=number)["held"] == number
+    with pytest.raises(AssertionError, match=rf"input {number} of seed 3"):
+        fuzz("brittle", seed=3, first=number, inputs=1)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@OFTEN
+@given(st.dictionaries(st.sampled_from(["stream", "text", "tokens", "id", "ts", "role", "meta", "x"]), JSON), st.booleans())
+def test_any_object_is_an_event_or_a_rejection(found: dict[str, Any], strict: bool) -> None:
+    assert isinstance(EventParser(strict=strict).parse(json.dumps(found).encode()), Event | Rejection)
+
+
+@OFTEN
+@given(st.sampled_from(sorted(RunSettings.model_fields)), JSON)
+def test_any_value_of_any_setting_is_taken_or_refused(tmp_path_factory: Any, name: str, value: Any) -> None:
+    file = tmp_path_factory.mktemp("config") / "ebbtide.yaml"
+    try:
+        file.write_text(yaml.safe_dump({name: value}), "utf-8")
+    except (UnicodeEncodeError, yaml.YAMLError):
+        return
+    try:
+        effective({}, file=file, environment={})
+    except ConfigurationError as error:
+        assert "\n" not in str(error)
+
+
+# --- tapes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record_tape(tmp_path_factory.mktemp("run"))
+
+
+def test_every_bit_of_a_tapes_head_matters(tape: Path) -> None:
+    """The policy, the detectors and the rank are there: a flipped digit would replay another run."""
+    part = tape / "part-000000.arrows"
+    whole = part.read_bytes()
+    begin, end = whole.index(b'{"version"'), whole.index(b'{"version"') + len(read_tape(tape)[0])
+    try:
+        for place in range(begin, end, 3):
+            part.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(ConfigurationError):
+                read_tape(tape)
+    finally:
+        part.write_bytes(whole)
+
+
+@pytest.mark.parametrize("how", ["swapped", "doubled", "left out at the front", "left out in the middle"])
+def test_record_batches_stay_where_they_were_written(tape: Path, how: str) -> None:
+    part = tape / "part-000000.arrows"
+    whole, places = part.read_bytes(), cuts(part)
+    head, first, second, third = whole[: places[0]], *(whole[a:b] for a, b in zip(places, places[1:4], strict=False))
+    rest = whole[places[3] :]
+    order = {
+        "swapped": [second, first, third],
+        "doubled": [first, first, second, third],
+        "left out at the front": [second, third],
+        "left out in the middle": [first, third],
+    }
+    try:
+        part.write_bytes(head + b"".join(order[how]) + rest)
+        with pytest.raises(EbbtideError, match=r"record batch \d is not where it was written"):
+            read_tape(tape)
+    finally:
+        part.write_bytes(whole)
+
+
+def test_a_part_that_is_missing_in_the_middle_is_noticed(tape: Path) -> None:
+    part = tape / "part-000000.arrows"
+    later = tape / "part-000002.arrows"
+    try:
+        later.write_bytes(part.read_bytes())
+        with pytest.raises(ConfigurationError, match=r"expected parts with numbers that follow each other, got \[0, 2\]"):
+            read_tape(tape)
+    finally:
+        later.unlink()
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    """What would run, were it unpickled: it makes a folder."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("name", [PUBLISHED_FILE, SAFETENSORS_FILE])
+@pytest.mark.parametrize("packed", ["plain", "as torch saves", "as torch saved once", "beside the tensors"])
+def test_what_is_pickled_in_an_adapter_does_not_run(tmp_path: Path, name: str, packed: str) -> None:
+    import torch
+
+    folder, mark = make_adapter(tmp_path / "adapter"), tmp_path / "it-ran"
+    content: Any = {"model.x": torch.ones(2), "evil": Payload(mark)} if packed == "beside the tensors" else Payload(mark)
+    for file in (PUBLISHED_FILE, SAFETENSORS_FILE):
+        (folder / file).unlink()
+    if packed == "plain":
+        (folder / name).write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, folder / name, _use_new_zipfile_serialization=packed != "as torch saved once")
+    with pytest.raises(ConfigurationError, match="cannot read"):
+        read_tensors(folder)
+    assert not mark.exists()
+    # The payload is a live one: unpickled, it does run.
+    raw = pickle.dumps(Payload(mark))
+    pickle.loads(raw)  # noqa: S301
+    assert mark.exists()
+
+
+def test_an_archive_that_unpacks_to_more_than_it_says_is_refused(tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "adapter")
+    (folder / SAFETENSORS_FILE).unlink()
+    with zipfile.ZipFile(folder / PUBLISHED_FILE, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("adapter/data.pkl", b"\0" * 50_000_000)
+    assert (folder / PUBLISHED_FILE).stat().st_size < 100_000
+    with pytest.raises(ConfigurationError, match="cannot read"):
+        read_tensors(folder)
+
+
+@pytest.mark.parametrize("header", [b"\xff" * 8, (10**9).to_bytes(8, "little") + b"{}", b"\2" + b"\0" * 7 + b"{}x"])
+def test_a_safetensors_file_with_lengths_that_lie_is_refused(tmp_path: Path, header: bytes) -> None:
+    folder = make_adapter(tmp_path / "adapter")
+    (folder / PUBLISHED_FILE).unlink()
+    (folder / SAFETENSORS_FILE).write_bytes(header)
+    with pytest.raises(ConfigurationError, match="cannot read"):
+        read_tensors(folder)
+
+
+# --- HTTP -------------------------------------------------------------------------------------------------------------
+
+APP = http_app()
+SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP).exclude(path="/api/events")
+"""The event stream never ends; `tests/test_live_page.py` has it."""
+
+
+@SCHEMA.parametrize()
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_requests_made_from_the_applications_own_openapi(case: Any) -> None:
+    if case.method == "POST":
+        case.headers["Authorization"] = f"Bearer {TOKEN}"
+    answer = case.call()
+    assert 200 <= answer.status_code < 500, (case.method, case.path, answer.status_code)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mangling_changes_something_and_is_repeatable(seed: int) -> None:
+    good = b'{"stream": "ann", "text": "Hello"}'
+    several = [mangled(good, Random(f"{seed}:{number}")) for number in range(50)]
+    assert several == [mangled(good, Random(f"{seed}:{number}")) for number in range(50)]
+    assert len(set(several)) > 40
