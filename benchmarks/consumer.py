@@ -1,6 +1,6 @@
 """The whole consumer: how fast, where the time goes, what it adds to the bare model, and whether its memory stays flat.
 
-    python -m benchmarks.consumer [--quick] [--json FILE] [--only throughput|minilm|memory]
+    python -m benchmarks.consumer [--quick] [--json FILE] [--only throughput|minilm|memory|tape|policies]
 
 Everything is on: parsing, the reader's thread, scan, all signals, detectors (our own and river's), a policy, the JSONL
 sink, dead letters, SQLite checkpoints, the HTTP server. Speeds are of this machine at this moment; shares and ratios
@@ -186,6 +186,45 @@ def tape(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
+POLICIES: dict[str, dict[str, Any]] = {
+    "none": {"policy": "none"},
+    "decay_on_shift": {"policy": "decay_on_shift"},
+    "auto": {"policy": "auto"},
+    "none, none as a shadow": {"policy": "none", "shadow": ("none",)},
+    "none, auto in a dry run": {"policy": "auto", "dry_run": True},
+}
+
+
+def policies(quick: bool) -> list[dict[str, Any]]:
+    """The consumer with `hashing` under policies and with shadows, in turns: what each costs beside `none`."""
+    events, runs = (10_000, 2) if quick else (50_000, 5)
+    seconds: dict[str, list[float]] = {name: [] for name in POLICIES}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "events.jsonl"
+        write_events(source, 1_000, events)
+        for run in range(-1, runs):
+            for name, given in POLICIES.items():
+                place = Path(folder) / f"{run}-{name}"
+                place.mkdir()
+                spent = consume(source, place, **given).totals.seconds
+                if run >= 0:  # the first round warms up
+                    seconds[name].append(spent)
+    rows = []
+    for name, spent_all in seconds.items():
+        ratios = [spent / base for spent, base in zip(spent_all, seconds["none"], strict=True)]
+        rows.append(
+            {
+                "policy": name,
+                "events/s": events / median(spent_all),
+                "time over none": median(ratios),
+                "min": min(ratios),
+                "max": max(ratios),
+            }
+        )
+    print_table(f"hashing, {events:,} events of {TOKENS} tokens, {runs} rounds", rows)
+    return rows
+
+
 def _keeping(take: Callable[[MicroBatch], None], kept: list[MicroBatch]) -> Callable[[MicroBatch], None]:
     """Return `take`, which also puts each batch into `kept`."""
 
@@ -227,7 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=["throughput", "minilm", "memory", "tape"])
+    parser.add_argument("--only", choices=["throughput", "minilm", "memory", "tape", "policies"])
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -236,7 +275,7 @@ def main() -> None:
         consume(*arguments.child)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
-    parts = {"throughput": throughput, "minilm": minilm, "memory": memory, "tape": tape}
+    parts = {"throughput": throughput, "minilm": minilm, "memory": memory, "tape": tape, "policies": policies}
     chosen = [arguments.only] if arguments.only else list(parts)
     result = {name: parts[name](arguments.quick) for name in chosen}
     if arguments.json:

@@ -112,6 +112,11 @@ class RunSettings(BaseModel):
     metrics_host: str = Field("127.0.0.1", description="Address of the HTTP server")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Its port; 0 turns it off")
 
+    metrics_tls_cert: Path | None = Field(
+        None, description="Certificate of the HTTP server, in PEM form; it then speaks TLS only [default: plain HTTP]"
+    )
+    metrics_tls_key: Path | None = Field(None, description="Its private key, in PEM form, without a password")
+
     api_token_file: Path | None = Field(
         None, description="File with the token that lets people act on streams over HTTP [default: nobody may]"
     )

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event as Flag
 from threading import Thread
+from typing import TypeVar
 
 import numpy as np
 import structlog
 
 from memory.errors import ConfigurationError
+from memory.state_pool import LaneRecord
 from monitors.catalogue import SIGNAL_HISTOGRAMS
 from monitors.forgetting import ForgettingTracker, by_age
 from monitors.metrics import Metrics
@@ -41,10 +43,12 @@ from stream.sinks import JsonlSink, Sink, open_sink
 from stream.sources import FileSource, Source, open_source
 from stream.sources.file_source import ENDINGS
 from stream.sources.source import Position
-from stream.store import Checkpoint, NoRoomError, OutputMark, StateStore
+from stream.store import AwayError, Checkpoint, OutputMark, PassingError, StateStore
 from stream.tape import TapeWriter
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 NO_MARK = (None, "")
 """Where an output begins that the checkpoint does not know."""
@@ -127,14 +131,14 @@ class Consumer:
         self.sink: Sink | None = None if settings.sink is None else open_sink(settings.sink)
         self.dead_letter_path = dead_letter_path(settings)
         self.dead_letters = None if self.dead_letter_path is None else DeadLetterFile(self.dead_letter_path)
-        self.engine: Engine = build_engine(settings, fetch=lambda lanes: self.store.fetch(lanes) if self.store else {})
+        self.engine: Engine = build_engine(settings, fetch=self._fetch)
         # A dry run: the policy acts on the lanes of a shadow, and nothing on the live ones.
         challengers = ([settings.policy] if settings.dry_run else []) + list(settings.shadow)
         self.shadows = open_shadows(
             challengers,
             self.engine,
             max_bytes=settings.pool_bytes,
-            fetch=lambda name, lanes: self.store.fetch(lanes, name) if self.store else {},
+            fetch=lambda name, lanes: self._fetch(lanes, name),
         )
         self.label = "none" if settings.dry_run else label_of(settings.policy)
         self.operators = Operators(self.engine, self.metrics, self._last_acted)
@@ -157,6 +161,7 @@ class Consumer:
         self.ready = False
         self.blocked: str | None = None
         """Why nothing is read now: where there is no room for what was done already; None mostly."""
+        self._lacked_room = True
         self.last_tick = clock()
         self._clock = clock
         self._stopping = Flag()
@@ -269,7 +274,8 @@ class Consumer:
         requests = []
         if self.store is not None and now - self._asked_at >= ASK_EVERY:
             self._asked_at = now
-            requests = self.store.requests()
+            self._insist(self._hold)
+            requests = self._insist(self.store.requests)
         if not self.operators.waiting and not requests:
             return False
         self.operators.take(requests)
@@ -310,25 +316,45 @@ class Consumer:
         EbbtideError, OSError
             It cannot be stored, and waiting does not help.
         """
+        self._insist(self._commit)
+
+    def _insist(self, work: Callable[[], T]) -> T:
+        """Do what the disk or the database may refuse for now, as often as it takes."""
         for pause in pauses():
             try:
-                self._commit()
-            except (OSError, NoRoomError) as error:
+                done = work()
+            except (OSError, PassingError) as error:
                 if isinstance(error, OSError) and error.errno not in PASSING:
                     raise
                 if self._stopping.is_set() and not self._may_go_on(self._clock()):
                     raise
-                self._wait_for_room(str(error), pause)
+                self._wait_for_room(error, pause)
             else:
                 break
         if self.blocked is not None:
-            log.info("there_is_room_again")
+            log.info("there_is_room_again" if self._lacked_room else "the_store_is_back")
             self.blocked = None
             self.metrics.set("ebbtide_waiting_for_room", 0)
+        return done
 
-    def _wait_for_room(self, reason: str, pause: float) -> None:
+    def _hold(self) -> None:
+        if self.store is not None:
+            self.store.hold(lately=True)
+
+    def _fetch(self, lanes: Sequence[str], shadow: str | None = None) -> Mapping[str, LaneRecord]:
+        store = self.store
+        return {} if store is None else self._insist(lambda: store.fetch(lanes, shadow))
+
+    def _wait_for_room(self, error: Exception, pause: float) -> None:
+        reason = str(error)
         if self.blocked is None:
-            log.error("no_room", reason=reason, hint="the run waits, reads nothing, and goes on when there is room")
+            self._lacked_room = not isinstance(error, AwayError)
+            what = "there is room" if self._lacked_room else "the database answers"
+            log.error(
+                "no_room" if self._lacked_room else "store_away",
+                reason=reason,
+                hint=f"the run waits, reads nothing, and goes on when {what}",
+            )
         self.blocked = reason
         self.metrics.set("ebbtide_waiting_for_room", 1)
         until = self._clock() + pause
@@ -340,6 +366,8 @@ class Consumer:
         self.last_tick = self._clock()
 
     def _commit(self) -> None:
+        if self.store is not None:
+            self.store.hold()  # one that was overtaken writes into no file either
         with self._timed("sink"):
             marks: dict[str, OutputMark] = {}
             if self.sink is not None:
@@ -367,7 +395,7 @@ class Consumer:
                     engine.pool.committed()
                 self.metrics.publish(counters)
                 self.metrics.add("ebbtide_checkpoint_lanes_total", written)
-                self.metrics.set("ebbtide_streams_stored", self.store.count())
+                self.metrics.set("ebbtide_streams_stored", self._insist(self.store.count))
             self.metrics.add("ebbtide_checkpoints_total")
             self.metrics.set("ebbtide_last_checkpoint_timestamp_seconds", time.time())
         self.operators.committed()
@@ -394,6 +422,7 @@ class Consumer:
             followed = [shadow.follow(outcome) for shadow in self.shadows] if batch.events else []
         if self.settings.dry_run and followed:
             outcome.would = followed[0].actions
+        self._insist(self._hold)
         if self.tape is not None:
             outcome.by_hand = self.operators.taped(outcome)
         with self._timed("sink"):

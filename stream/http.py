@@ -12,6 +12,7 @@ import math
 import socket
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from threading import Event, Thread
 from typing import Annotated, Any, Protocol
 
@@ -24,7 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dashboards.live_page import content_security_policy, live_page
 from memory.errors import ConfigurationError, EbbtideError
 from stream.http_actions import Actor, add_actions
-from stream.http_events import CuttableProtocol, EventStream, LiveEvents
+from stream.http_events import EventStream, LiveEvents
+from stream.http_limits import MAX_HEAD, LimitedProtocol, check_tls
 from stream.plain_json import to_json
 
 MAX_CONNECTIONS = 128
@@ -267,11 +269,13 @@ class HttpServer:
         An address of this machine, or its name.
     port
         The port; 0 for any that is free, which `port` then tells.
+    certificate, key
+        Files in PEM form: then it speaks TLS, 1.2 or later, and nothing else.
 
     Raises
     ------
     ConfigurationError
-        The address cannot be listened on.
+        The address cannot be listened on, or the files are not what they should be.
 
     Examples
     --------
@@ -283,7 +287,11 @@ class HttpServer:
     >>> server.stop()
     """
 
-    def __init__(self, app: FastAPI, host: str, port: int):
+    def __init__(
+        self, app: FastAPI, host: str, port: int, *, certificate: Path | None = None, key: Path | None = None
+    ):
+        check_tls(certificate, key)
+        self._scheme = "http" if certificate is None else "https"
         self._socket = _listen(host, port)
         self.host = host
         self.port: int = self._socket.getsockname()[1]
@@ -295,7 +303,10 @@ class HttpServer:
             uvicorn.Config(
                 app,
                 loop="asyncio",
-                http=CuttableProtocol,
+                http=LimitedProtocol,
+                h11_max_incomplete_event_size=MAX_HEAD,
+                ssl_certfile=certificate,
+                ssl_keyfile=key,
                 ws="none",
                 lifespan="off",
                 log_config=None,  # no handlers of its own: records go where the process sends its log
@@ -314,7 +325,7 @@ class HttpServer:
     @property
     def url(self) -> str:
         """Where it listens, without a slash at the end."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return f"{self._scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     def start(self) -> None:
         """Begin to answer; returns when it does."""

@@ -1,26 +1,16 @@
 """The state store: everything that a run needs to go on, in one transaction.
 
 A checkpoint holds the lanes that changed, each partition's position, the marks of the sink and of the dead-letter
-file, and the counters, and it is either all there or not at all. SQLite by default; the schema is plain, so that
-another database is a URL away.
-
-    run           one row a fact: schema version, and the settings that stored states depend on
-    owner         the epoch of the consumer that may commit; a newer consumer raises it, and the older one is refused
-    lanes         one row a lane: its state, and what the monitors and the policy keep beside it
-    shadow_lanes  the same of each shadow
-    partitions    one row a partition of the source: where to go on
-    marks         one row an output: up to where it belongs to this checkpoint
-    counters      one row: what has been counted since the first start
-    requests      one row an action that an operator asked for and that was not taken yet
-    acted         one row an operator's action that was taken: on what, when, and what the state was before
+file, and the counters, and it is either all there or not at all. SQLite by default, or PostgreSQL; the tables are in
+`stream/store_tables.py`. Each row has a checksum, and none that fails it is used.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import sqlite3
+import secrets
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,75 +20,42 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import sqlalchemy as sql
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
-from memory.errors import ConfigurationError, EbbtideError, StateMismatchError
+from memory.errors import ConfigurationError, StateMismatchError
 from memory.state_pool import LaneRecord, pack, unpack
+from stream import store_lease
 from stream.sources.source import Position
-
-SCHEMA = 2
-"""Version of the tables. Version 1 is brought up to it by the next run; any other is refused, never read."""
-
-_tables = sql.MetaData()
-_run = sql.Table("run", _tables, sql.Column("name", sql.Text, primary_key=True), sql.Column("value", sql.Text))
-_owner = sql.Table("owner", _tables, sql.Column("id", sql.Integer, primary_key=True), sql.Column("epoch", sql.Integer))
-
-
-def _lane_columns() -> Iterator[sql.Column[Any]]:
-    yield sql.Column("lane", sql.Text, primary_key=True)
-    yield sql.Column("layout", sql.Text)
-    yield sql.Column("state", sql.LargeBinary)
-    yield sql.Column("beside", sql.LargeBinary)
-    yield sql.Column("crc", sql.BigInteger)
-
-
-_lanes = sql.Table("lanes", _tables, *_lane_columns())
-_shadow_lanes = sql.Table("shadow_lanes", _tables, sql.Column("shadow", sql.Text, primary_key=True), *_lane_columns())
-_partitions = sql.Table(
-    "partitions", _tables, sql.Column("partition", sql.Text, primary_key=True), sql.Column("position", sql.Text)
+from stream.store_database import WRITES, connect, insert_of, shown
+from stream.store_errors import (
+    REPAIR,
+    AwayError,
+    DamagedError,
+    FencedError,
+    NoRoomError,
+    PassingError,
+    first_line,
+    kind_of,
+    told,
 )
-_marks = sql.Table(
-    "marks",
-    _tables,
-    sql.Column("output", sql.Text, primary_key=True),
-    sql.Column("mark", sql.BigInteger),
-    sql.Column("identity", sql.Text),
-)
-_counters = sql.Table(
-    "counters", _tables, sql.Column("id", sql.Integer, primary_key=True), sql.Column("values", sql.Text)
-)
-_requests = sql.Table(
-    "requests",
-    _tables,
-    sql.Column("id", sql.Integer, primary_key=True),
-    sql.Column("stream", sql.Text),
-    sql.Column("action", sql.Text),
-    sqlite_autoincrement=True,  # the number of a request that is done with must not be given again
-)
-_acted = sql.Table(
-    "acted",
-    _tables,
-    sql.Column("id", sql.Integer, primary_key=True),
-    sql.Column("request", sql.Integer),
-    sql.Column("stream", sql.Text, index=True),
-    sql.Column("seq", sql.BigInteger),
-    sql.Column("action", sql.Text),
-    sql.Column("outcome", sql.Text),
-    sql.Column("time", sql.Float),
-    sql.Column("before", sql.LargeBinary),
-)
-_NEW_IN_2 = (_shadow_lanes, _requests, _acted)
+from stream.store_lease import FileLease, Note, SessionLease
+from stream.store_tables import SCHEMA, TABLES, TABLES_1, lane_crc_1, row_crc
+
+__all__ = [
+    "Acted",
+    "AwayError",
+    "Checkpoint",
+    "DamagedError",
+    "FencedError",
+    "NoRoomError",
+    "OutputMark",
+    "PassingError",
+    "Request",
+    "StateStore",
+]
 
 FETCH = 500
 """Lanes asked for in one query, or written by one: databases bound the number of parameters, and memory is finite."""
-
-
-class FencedError(EbbtideError):
-    """Another consumer has taken this store over; this one must not write again."""
-
-
-class NoRoomError(EbbtideError):
-    """The disk is full, or may not be written now: nothing was stored, and it can be tried again."""
 
 
 class OutputMark(NamedTuple):
@@ -172,10 +129,13 @@ class StateStore:
     the settings that states depend on; then `load`, `fetch` and `commit` in any order; `close`. To look without
     taking over, leave `claim` out.
 
+    A `PassingError` from any of them may pass: the same call can be made again, a commit too, whether it was stored
+    or not.
+
     Parameters
     ----------
     url
-        An SQLAlchemy URL, such as ``sqlite:///run/state.db``.
+        An SQLAlchemy URL, such as ``sqlite:///run/state.db`` or ``postgresql+psycopg://user@host/database``.
     create
         Whether a store that does not exist is made.
 
@@ -185,21 +145,33 @@ class StateStore:
         The URL is none, or the database cannot be opened.
     StateMismatchError
         The store is of another version.
+    DamagedError
+        The store is not what was written.
     """
 
     def __init__(self, url: str, *, create: bool = True):
-        self._epoch = self._version = 0
-        self._lock: int | None = None
-        self._database = _connect(url)
-        self.url = _shown(url)
-        self._file = None if self._database.dialect.name != "sqlite" else self._path(create)
+        self._epoch = self._version = self._number = self._seed = 0
+        self._identity = ""
+        self._done = self._tried = 0  # of the operators' actions that are given again: stored already, given last
+        self._held_at = 0.0
+        self._database = connect(url)
+        self.url = shown(url)
+        self._file: FileLease | None = None
+        self._session: SessionLease | None = None
+        if self._database.dialect.name == "sqlite":
+            self._file = FileLease(self._path(create))
+        else:
+            self._session = SessionLease(self._database, self.url)
+        # Before the store is looked into: a run that goes on meanwhile moves both, the store first.
+        note = self._file.note() if self._file is not None else None
         try:
-            with self._database.begin() as connection:
-                self._check_version(connection, create)
+            with self._database.connect().execution_options(**{WRITES: create}) as connection, connection.begin():
+                self._check_version(connection, create, note)
         except sql.exc.SQLAlchemyError as error:
             self.close()
+            hint = "" if issubclass(kind_of(error), PassingError) else f"; if it was one, it was damaged: {REPAIR}"
             raise ConfigurationError(
-                f"--state {self.url}: cannot be opened as a state store: {_first_line(error)}"
+                f"--state {self.url}: cannot be opened as a state store: {first_line(error)}{hint}"
             ) from error
         except BaseException:
             self.close()
@@ -214,6 +186,8 @@ class StateStore:
         try:
             if create:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                if not path.exists():
+                    FileLease(path).forget()
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             elif not path.exists():
                 raise ConfigurationError(f"--state {self.url}: there is no file {path}")
@@ -223,40 +197,106 @@ class StateStore:
             ) from None
         return path
 
-    def _check_version(self, connection: Connection, create: bool) -> None:
+    def _check_version(self, connection: Connection, create: bool, note: Note | None) -> None:
         names = set(sql.inspect(connection).get_table_names())
+        if not names and note is not None:
+            raise self._damaged(f"it is empty, where checkpoint {note.checkpoint} was: {self._after_note()}")
         if not names and create:
-            _tables.create_all(connection)
-            connection.execute(_run.insert(), {"name": "schema", "value": str(SCHEMA)})
-            connection.execute(_owner.insert(), {"id": 1, "epoch": 0})
-            self._version = SCHEMA
+            TABLES.run.metadata.create_all(connection)
+            self._identity, self._version = secrets.token_hex(8), SCHEMA
+            self._seed = crc32(self._identity.encode())
+            self._write(connection, TABLES.run, [{"name": "schema", "value": str(SCHEMA)}])
+            self._write(connection, TABLES.owner, [self._owner_row(0, 0, self._made_as(connection))])
             return
         if "run" not in names:
             raise StateMismatchError(
                 f"--state {self.url}: this is {'an empty database' if not names else 'a database of something else'}, "
                 "not a state store of Ebbtide: choose another file"
             )
-        version = connection.execute(sql.select(_run.c.value).where(_run.c.name == "schema")).scalar()
-        if version not in ("1", str(SCHEMA)):
+        self._check_pages(connection)
+        version = connection.execute(sql.select(TABLES_1.run.c.value).where(TABLES_1.run.c.name == "schema")).scalar()
+        if version not in ("1", str(SCHEMA)) or (version == "1" and self._file is None):
             raise StateMismatchError(
                 f"--state {self.url}: the store has schema version {version}, this Ebbtide reads version {SCHEMA}: "
                 "use the release that wrote it, or start with another --state"
             )
         self._version = int(version)
+        if self._version == SCHEMA:
+            self._check_owner(connection, note)
+
+    def _check_pages(self, connection: Connection) -> None:
+        """Let SQLite compare its pages and indices: a lane that no search finds would begin anew, unnoticed."""
+        if self._file is not None:
+            found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
+            if found != "ok":
+                raise self._damaged(" ".join(str(found).split()))
+
+    def _check_owner(self, connection: Connection, note: Note | None) -> None:
+        row = connection.execute(sql.select(TABLES.owner)).mappings().first()
+        if row is None:
+            raise self._damaged("the row of its owner is gone")
+        self._identity = str(row["identity"])
+        self._seed = crc32(self._identity.encode("utf-8", "surrogatepass"))
+        self._check(TABLES.owner, row, "the row of its owner")
+        if self._made_as(connection) != row["tables"]:
+            raise self._damaged("its tables are not as they were made")
+        if note is not None and note.identity != self._identity:
+            raise self._damaged(f"its log or its file is another store's: {self._after_note()}")
+        if note is not None and note.checkpoint > row["checkpoint"]:
+            raise self._damaged(
+                f"it holds checkpoint {row['checkpoint']}, where {note.checkpoint} was: {self._after_note()}"
+            )
+
+    def _after_note(self) -> str:
+        name = self._file.path if self._file is not None else ""
+        return f"its log was cut short or lost, or this is an older copy; to use it as it is, remove {name}"
+
+    def _damaged(self, how: str) -> DamagedError:
+        return DamagedError(f"--state {self.url}: the file was damaged ({how}); {REPAIR}")
+
+    def _made_as(self, connection: Connection) -> int:
+        """Return the checksum of what SQLite knows of our tables: it decides how values are read."""
+        if self._file is None:
+            return 0
+        known = connection.exec_driver_sql("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name")
+        return crc32(repr([tuple(row) for row in known if row.tbl_name in TABLES.run.metadata.tables]).encode())
+
+    def _owner_row(self, epoch: int, number: int, tables: int) -> dict[str, Any]:
+        return {"id": 1, "epoch": epoch, "checkpoint": number, "identity": self._identity, "tables": tables}
 
     def _bring_up(self, connection: Connection) -> None:
-        """Make a store of version 1 one of version 2: new tables, and an origin in each count of actions."""
-        if self._version == SCHEMA:
-            return
-        _tables.create_all(connection, tables=list(_NEW_IN_2))
-        stored = connection.execute(sql.select(_counters.c["values"])).scalar()
-        if stored:
-            counters = json.loads(stored)
-            rows = counters.get("ebbtide_actions_total", [])
-            if rows:
-                counters["ebbtide_actions_total"] = [[kind, "policy", count] for kind, count in rows]
-            connection.execute(_counters.update().values({"values": json.dumps(counters, separators=(",", ":"))}))
-        connection.execute(_run.update().where(_run.c.name == "schema").values(value=str(SCHEMA)))
+        """Make a store of version 1 one of version 2: a checksum in each row, an origin in each count of actions."""
+        old = TABLES_1
+        kept = (old.run, old.partitions, old.marks, old.counters)
+        rows = {table.name: [dict(row) for row in connection.execute(sql.select(table)).mappings()] for table in kept}
+        epoch = connection.execute(sql.select(old.owner.c.epoch)).scalar_one()
+        for table in (*kept, old.owner):
+            table.drop(connection)
+        TABLES.run.metadata.create_all(connection)
+        self._identity, self._version = secrets.token_hex(8), SCHEMA
+        self._seed = crc32(self._identity.encode())
+        for row in rows["run"]:
+            row["value"] = str(SCHEMA) if row["name"] == "schema" else row["value"]
+        for row in rows["counters"]:
+            counters = json.loads(row["values"])
+            if counts := counters.get("ebbtide_actions_total"):
+                counters["ebbtide_actions_total"] = [[kind, "policy", count] for kind, count in counts]
+                row["values"] = json.dumps(counters, separators=(",", ":"))
+        for name, found in rows.items():
+            self._write(connection, getattr(TABLES, name), found)
+        self._write(connection, TABLES.owner, [self._owner_row(epoch, 0, self._made_as(connection))])
+        last = None
+        while True:  # rows are not changed in the midst of reading them
+            query = sql.select(TABLES.lanes).order_by(TABLES.lanes.c.lane).limit(FETCH)
+            lanes = connection.execute(query if last is None else query.where(TABLES.lanes.c.lane > last)).mappings()
+            batch = [dict(row) for row in lanes]
+            if not batch:
+                break
+            for row in batch:
+                if row["crc"] != lane_crc_1(row):
+                    raise self._damaged(f"the stored lane {row['lane']!r} fails its checksum")
+            self._write(connection, TABLES.lanes, batch)
+            last = batch[-1]["lane"]
 
     def claim(self, settings: Mapping[str, str], shadows: Sequence[str] = ()) -> None:
         """Become the one consumer that may commit. A store of an earlier version is brought up to this one.
@@ -274,54 +314,108 @@ class StateStore:
         StateMismatchError
             The store was made under other settings; nothing was changed.
         ConfigurationError
-            Another consumer is using the store on this machine.
+            Another consumer is using the store.
+        DamagedError
+            A row fails its checksum.
         """
-        self._take_lock()
+        with told(self.url):
+            if self._file is not None:
+                self._file.take(self.url)
+            elif self._session is not None:
+                self._session.take()
         self._log_ahead()
-        with self._transaction() as connection:
+        with self._writing(lambda connection: None) as connection:
             stored = {}
-            if connection.execute(sql.select(_counters.c.id)).first() is not None:  # there is a checkpoint
-                stored = {row.name: row.value for row in connection.execute(sql.select(_run)) if row.name != "schema"}
+            tables = TABLES if self._version == SCHEMA else TABLES_1
+            if connection.execute(sql.select(tables.counters.c.id)).first() is not None:  # there is a checkpoint
+                stored = {row["name"]: row["value"] for row in self._rows(connection, tables.run)}
             for name, value in settings.items():
                 if stored and stored.get(name) != value:
                     raise StateMismatchError(
                         f"--state {self.url} was made with {name} {stored.get(name)}, but this run has {name} {value}: "
                         f"give it {name} {stored.get(name)}, or start with another --state"
                     )
-            self._bring_up(connection)
-            rows = [{"name": name, "value": value} for name, value in settings.items()]
-            self._replace(connection, _run, [_run.c.name], rows)
-            connection.execute(_shadow_lanes.delete().where(_shadow_lanes.c.shadow.not_in(list(shadows))))
-            connection.execute(_owner.update().values(epoch=_owner.c.epoch + 1))
-            self._epoch = connection.execute(sql.select(_owner.c.epoch)).scalar_one()
-        self._version = SCHEMA
+            if self._version < SCHEMA:
+                self._bring_up(connection)
+            else:
+                self._check_all(connection)
+            self._write(connection, TABLES.run, [{"name": name, "value": value} for name, value in settings.items()])
+            connection.execute(TABLES.shadow_lanes.delete().where(TABLES.shadow_lanes.c.shadow.not_in(list(shadows))))
+            (owner,) = self._rows(connection, TABLES.owner)
+            epoch, number = owner["epoch"] + 1, owner["checkpoint"] + 1
+            self._write(connection, TABLES.owner, [self._owner_row(epoch, number, owner["tables"])])
+            self._renew(connection)
+        self._epoch, self._number, self._done, self._tried = epoch, number, 0, 0
+        self._noted()
 
-    def _take_lock(self) -> None:
-        """Hold a lock on a file beside an SQLite store; it goes with the process, however that ends."""
-        if self._file is None:
+    def _check_all(self, connection: Connection) -> None:
+        """Check each row of an SQLite store, once for each run: no lane is found damaged in the midst of it."""
+        if self._file is not None:
+            for table in TABLES:
+                for _ in self._rows(connection, table, many=True):
+                    pass
+
+    def _renew(self, connection: Connection) -> None:
+        if self._session is not None:
+            now = sql.text("extract(epoch FROM clock_timestamp())")
+            connection.execute(sql.update(TABLES.owner).values(renewed=now))
+        self._held_at = _now()
+
+    def _noted(self) -> None:
+        if self._file is not None:
+            self._file.write(Note(self._identity, self._number))
+
+    def hold(self, *, lately: bool = False) -> None:
+        """Make sure that this consumer may still write, and say that it lives. To be called before anything is written
+        that goes with the store: a consumer that was overtaken must leave all of it alone.
+
+        Parameters
+        ----------
+        lately
+            Whether a look within the last third of the lease will do.
+
+        Raises
+        ------
+        FencedError
+            Another consumer has claimed the store since.
+        """
+        if lately and _now() - self._held_at < store_lease.LEASE / 3:
             return
-        if self._lock is None:
-            path = self._file.with_name(self._file.name + ".lock")
-            self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(
-                f"--state {self.url}: another ebbtide run is using this store; stop it first, or give this one its own"
-            ) from None
+        if self._session is None:
+            with self._transaction() as connection:
+                self._check_epoch(connection)
+            self._held_at = _now()
+        else:
+            with self._writing(self._check_epoch) as connection:
+                self._renew(connection)
+
+    def _check_epoch(self, connection: Connection) -> None:
+        query = sql.select(TABLES.owner.c.epoch)
+        # Locked, so that who claims the store now waits for the end of this transaction.
+        epoch = connection.execute(query if self._session is None else query.with_for_update()).scalar()
+        if epoch != self._epoch:
+            raise FencedError(f"--state {self.url}: another consumer has taken this store over; this one stops")
 
     @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
+    def _transaction(self, *, write: bool = False) -> Iterator[Connection]:
         """Do all of what is in the block, or, if that raises, nothing."""
-        try:
-            with self._database.begin() as connection:
+        with (
+            told(self.url),
+            self._database.connect().execution_options(**{WRITES: write}) as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    @contextmanager
+    def _writing(self, check: Any) -> Iterator[Connection]:
+        """As `_transaction`, for the one consumer; `check` is called first, and raises where another has the store."""
+        if self._session is None:
+            with self._transaction(write=True) as connection:
+                check(connection)
                 yield connection
-        except sql.exc.SQLAlchemyError as error:
-            kind = NoRoomError if _lacks_room(error) else EbbtideError
-            raise kind(
-                f"--state {self.url}: the database refused: {_first_line(error)}; the last checkpoint is as it was, "
-                "and the same command goes on from it"
-            ) from error
+        else:
+            with told(self.url), self._session.writing(check) as connection:
+                yield connection
 
     def _log_ahead(self) -> None:
         """Have SQLite keep a write-ahead log: readers do not hold up commits then. The file remembers it."""
@@ -332,24 +426,51 @@ class StateStore:
             finally:
                 connection.close()
 
+    def _check(self, table: sql.Table, row: sql.RowMapping, name: str) -> None:
+        good = row["crc"] == (
+            row_crc(table, row, self._seed) if self._version == SCHEMA or "state" not in row else lane_crc_1(row)
+        )
+        if not good:
+            raise DamagedError(f"--state {self.url}: {name} fails its checksum: the file was damaged; {REPAIR}")
+
+    def _rows(
+        self, connection: Connection, table: sql.Table, query: sql.Select[Any] | None = None, *, many: bool = False
+    ) -> Iterator[sql.RowMapping]:
+        """Yield a table's rows, or those of a query of whole rows of it: each checked, but for the schema's version."""
+        options = {"yield_per": FETCH} if many else {}
+        found = connection.execute(sql.select(table) if query is None else query, execution_options=options)
+        for row in found.mappings():
+            if "crc" in table.c:
+                first = next(iter(table.primary_key.columns)).name if table is not TABLES.shadow_lanes else "lane"
+                kind = "lane" if "state" in table.c else f"row of `{table.name}`"
+                self._check(table, row, f"the stored {kind} {row[first]!r}")
+            if table.name != "run" or row["name"] != "schema":
+                yield row
+
+    def _now_tables(self) -> Any:
+        return TABLES if self._version == SCHEMA else TABLES_1
+
     @property
     def settings(self) -> dict[str, str]:
         """The settings that the stored states depend on."""
         with self._transaction() as connection:
-            rows = connection.execute(sql.select(_run).order_by(_run.c.name))
-            return {row.name: row.value for row in rows if row.name != "schema"}
+            rows = self._rows(connection, self._now_tables().run)
+            return {row["name"]: row["value"] for row in sorted(rows, key=lambda row: str(row["name"]))}
 
     def load(self) -> Checkpoint:
         """Return the last checkpoint; an empty one if there is none."""
+        tables = self._now_tables()
         with self._transaction() as connection:
-            counters = connection.execute(sql.select(_counters.c["values"])).scalar()
             return Checkpoint(
                 {
-                    row.partition: Position.from_json(row.position)
-                    for row in connection.execute(sql.select(_partitions))
+                    row["partition"]: Position.from_json(row["position"])
+                    for row in self._rows(connection, tables.partitions)
                 },
-                {row.output: OutputMark(row.mark, row.identity) for row in connection.execute(sql.select(_marks))},
-                json.loads(counters) if counters else {},
+                {
+                    row["output"]: OutputMark(row["mark"], row["identity"])
+                    for row in self._rows(connection, tables.marks)
+                },
+                next((json.loads(row["values"]) for row in list(self._rows(connection, tables.counters))), {}),
             )
 
     def fetch(self, lanes: Sequence[str], shadow: str | None = None) -> dict[str, LaneRecord]:
@@ -357,40 +478,42 @@ class StateStore:
 
         Raises
         ------
-        EbbtideError
+        DamagedError
             A row fails its checksum.
         """
         found: dict[str, LaneRecord] = {}
+        table = TABLES.lanes if shadow is None else TABLES.shadow_lanes
         with self._transaction() as connection:
             for first in range(0, len(lanes), FETCH):
-                table = _lanes if shadow is None else _shadow_lanes
                 query = sql.select(table).where(table.c.lane.in_(lanes[first : first + FETCH]))
-                for row in connection.execute(query if shadow is None else query.where(table.c.shadow == shadow)):
-                    found[row.lane] = self._record(row)
+                for row in self._rows(
+                    connection, table, query if shadow is None else query.where(table.c.shadow == shadow)
+                ):
+                    found[row["lane"]] = _record(row)
         return found
 
     def lanes(self, shadow: str | None = None) -> Generator[tuple[str, LaneRecord]]:
         """Yield every stored lane, the live ones or those of a shadow, by name."""
-        table = _lanes if shadow is None else _shadow_lanes
+        table = TABLES.lanes if shadow is None else TABLES.shadow_lanes
         query = sql.select(table).order_by(table.c.lane)
         if shadow is not None:
             query = query.where(table.c.shadow == shadow)
         with self._transaction() as connection:
-            for row in connection.execute(query).yield_per(FETCH):
-                yield row.lane, self._record(row)
+            for row in self._rows(connection, table, query, many=True):
+                yield row["lane"], _record(row)
 
     def shadows(self) -> list[str]:
         """Return the names of the shadows that have lanes."""
         if self._version < SCHEMA:
             return []
+        name = TABLES.shadow_lanes.c.shadow
         with self._transaction() as connection:
-            names = connection.execute(sql.select(_shadow_lanes.c.shadow).distinct().order_by(_shadow_lanes.c.shadow))
-            return list(names.scalars())
+            return list(connection.execute(sql.select(name).distinct().order_by(name)).scalars())
 
     def count(self) -> int:
         """Return the number of stored lanes."""
         with self._transaction() as connection:
-            return int(connection.execute(sql.select(sql.func.count()).select_from(_lanes)).scalar_one())
+            return int(connection.execute(sql.select(sql.func.count()).select_from(TABLES.lanes)).scalar_one())
 
     def commit(
         self,
@@ -404,6 +527,9 @@ class StateStore:
     ) -> int:
         """Store a checkpoint: all of it, or, if this raises, nothing. Returns the number of lanes written.
 
+        Where the connection breaks at the very end, nobody knows which of the two it was. The next call finds it out
+        from the checkpoint's number, and stores nothing twice.
+
         Parameters
         ----------
         lanes
@@ -413,81 +539,111 @@ class StateStore:
         shadows
             Shadow → its lanes that changed.
         acted
-            Operators' actions that were taken since the last checkpoint; what asked for them is done with.
+            Operators' actions that were taken since the last checkpoint; what asked for them is done with. After an
+            error, they must be given again, newer ones behind them.
 
         Raises
         ------
         FencedError
             Another consumer has claimed the store since.
+        PassingError
+            The database cannot store it now, such as for want of room.
         EbbtideError
-            The database cannot store it, such as for want of room.
+            The database cannot store it.
         """
-        written = 0
-        with self._transaction() as connection:
-            mine = connection.execute(_owner.update().where(_owner.c.epoch == self._epoch).values(epoch=self._epoch))
-            if mine.rowcount != 1:
-                raise FencedError(f"--state {self.url}: another consumer has taken this store over; this one stops")
-            rest = iter(lanes)
-            while rows := [_row(lane, record) for lane, record in islice(rest, FETCH)]:
-                self._replace(connection, _lanes, [_lanes.c.lane], rows)
-                written += len(rows)
+        with self._writing(self._check_epoch) as connection:
+            (owner,) = self._rows(connection, TABLES.owner)
+            number = owner["checkpoint"]
+            if number == self._number + 1:  # the last try was stored after all
+                self._number, self._done = number, self._tried
+            elif number != self._number:
+                raise self._damaged(f"it holds checkpoint {number}, where {self._number} was the last")
+            self._tried = len(acted)
+            self._write(connection, TABLES.owner, [self._owner_row(self._epoch, number + 1, owner["tables"])])
+            self._renew(connection)
+            written = self._write_lanes(connection, TABLES.lanes, lanes, {})
             for shadow, changed in (shadows or {}).items():
-                rest, key = iter(changed), [_shadow_lanes.c.shadow, _shadow_lanes.c.lane]
-                while rows := [{"shadow": shadow} | _row(lane, record) for lane, record in islice(rest, FETCH)]:
-                    self._replace(connection, _shadow_lanes, key, rows)
-                    written += len(rows)
-            if acted:
-                connection.execute(_acted.insert(), [each._asdict() for each in acted])
-                asked = [each.request for each in acted if each.request is not None]
-                connection.execute(_requests.delete().where(_requests.c.id.in_(asked)))
+                written += self._write_lanes(connection, TABLES.shadow_lanes, changed, {"shadow": shadow})
+            self._write_acted(connection, acted[self._done :])
             places = [{"partition": name, "position": place.to_json()} for name, place in positions.items()]
-            self._replace(connection, _partitions, [_partitions.c.partition], places)
+            self._write(connection, TABLES.partitions, places)
             # An output that this run leaves out has a gap from here on: its old mark is no place to go on from.
-            connection.execute(_marks.delete().where(_marks.c.output.not_in(list(marks))))
+            connection.execute(TABLES.marks.delete().where(TABLES.marks.c.output.not_in(list(marks))))
             marked = [{"output": name, "mark": mark, "identity": identity} for name, (mark, identity) in marks.items()]
-            self._replace(connection, _marks, [_marks.c.output], marked)
+            self._write(connection, TABLES.marks, marked)
             values = json.dumps(counters, separators=(",", ":"))
-            self._replace(connection, _counters, [_counters.c.id], [{"id": 1, "values": values}])
+            self._write(connection, TABLES.counters, [{"id": 1, "values": values}])
+        self._number, self._done, self._tried = number + 1, 0, 0
+        self._noted()
         return written
 
-    def _replace(
+    def _write_lanes(
         self,
         connection: Connection,
         table: sql.Table,
-        key: Sequence[sql.Column[Any]],
-        rows: Sequence[Mapping[str, Any]],
-    ) -> None:
+        lanes: Iterable[tuple[str, LaneRecord]],
+        key: Mapping[str, str],
+    ) -> int:
+        rest, written = iter(lanes), 0
+        while rows := [{**key, **_row(lane, record)} for lane, record in islice(rest, FETCH)]:
+            self._write(connection, table, rows)
+            written += len(rows)
+        return written
+
+    def _write_acted(self, connection: Connection, acted: Sequence[Acted]) -> None:
+        if not acted:
+            return
+        last = connection.execute(sql.select(sql.func.max(TABLES.acted.c.id))).scalar() or 0
+        self._write(connection, TABLES.acted, [{"id": last + n, **each._asdict()} for n, each in enumerate(acted, 1)])
+        asked = [each.request for each in acted if each.request is not None]
+        connection.execute(TABLES.requests.delete().where(TABLES.requests.c.id.in_(asked)))
+
+    def _write(self, connection: Connection, table: sql.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows, each with its checksum, in place of those that have the same key."""
         if not rows:
             return
-        insert = _dialect_insert(connection.dialect.name)(table)
-        others = {column.name: insert.excluded[column.name] for column in table.columns if not column.primary_key}
-        connection.execute(insert.on_conflict_do_update(index_elements=list(key), set_=others), list(rows))
+        insert = insert_of(connection.dialect.name)(table)
+        others = {
+            column.name: insert.excluded[column.name]
+            for column in table.columns
+            if not column.primary_key and column.name != "renewed"
+        }
+        connection.execute(
+            insert.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=others),
+            [{**row, "crc": row_crc(table, row, self._seed)} for row in rows],
+        )
 
     def ask(self, stream: str, action: str) -> int:
         """Ask whoever consumes for an action on a stream; return the request's id. Needs no claim."""
         self._need_current()
-        with self._transaction() as connection:
-            made = connection.execute(
-                _requests.insert().returning(_requests.c.id), {"stream": stream, "action": action}
-            )
-            return int(made.scalar_one())
+        with self._transaction(write=True) as connection:
+            if self._session is not None:  # one at a time, as in SQLite
+                connection.execute(sql.text("LOCK TABLE requests IN SHARE ROW EXCLUSIVE MODE"))
+            # The number of a request that is done with must not be given again.
+            given = (TABLES.requests.c.id, TABLES.acted.c.request)
+            made = 1 + max(connection.execute(sql.select(sql.func.max(column))).scalar() or 0 for column in given)
+            self._write(connection, TABLES.requests, [{"id": made, "stream": stream, "action": action}])
+            return made
 
     def requests(self) -> list[Request]:
         """Return what was asked for and not taken yet, in order."""
+        query = sql.select(TABLES.requests).order_by(TABLES.requests.c.id)
         with self._transaction() as connection:
-            return [Request(*row) for row in connection.execute(sql.select(_requests).order_by(_requests.c.id))]
+            rows = self._rows(connection, TABLES.requests, query)
+            return [Request(row["id"], row["stream"], row["action"]) for row in rows]
 
     def acted(self, stream: str | None = None, *, request: int | None = None) -> list[Acted]:
         """Return the operators' actions that were taken, in order: all, those on a stream, or the one of a request."""
         if self._version < SCHEMA:
             return []
-        query = sql.select(*(_acted.c[name] for name in Acted._fields)).order_by(_acted.c.id)
+        query = sql.select(TABLES.acted).order_by(TABLES.acted.c.id)
         if stream is not None:
-            query = query.where(_acted.c.stream == stream)
+            query = query.where(TABLES.acted.c.stream == stream)
         if request is not None:
-            query = query.where(_acted.c.request == request)
+            query = query.where(TABLES.acted.c.request == request)
         with self._transaction() as connection:
-            return [Acted(*row) for row in connection.execute(query)]
+            rows = self._rows(connection, TABLES.acted, query)
+            return [Acted(*(row[name] for name in Acted._fields)) for row in rows]
 
     def _need_current(self) -> None:
         if self._version < SCHEMA:
@@ -496,85 +652,23 @@ class StateStore:
                 f"brings it up to version {SCHEMA}"
             )
 
-    def _record(self, row: Any) -> LaneRecord:
-        if row.crc != _crc(row.state, row.beside):
-            raise EbbtideError(
-                f"--state {self.url}: the stored lane {row.lane!r} fails its checksum: the file was damaged; restore a "
-                "copy of it, or start with another --state"
-            )
-        return LaneRecord(row.layout, row.state, unpack(row.beside))
-
     def close(self) -> None:
         """Let go of the database and of the lock."""
+        if self._session is not None:
+            self._session.close()
         self._database.dispose()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-
-def _connect(url: str) -> Engine:
-    try:
-        database = sql.create_engine(url)
-    except (sql.exc.ArgumentError, sql.exc.NoSuchModuleError, ModuleNotFoundError) as error:
-        raise ConfigurationError(
-            f"--state {_shown(url)}: expected an URL such as sqlite:///run/state.db: {_first_line(error)}"
-        ) from error
-    if database.dialect.name not in ("sqlite", "postgresql"):
-        raise ConfigurationError(f"--state {_shown(url)}: expected sqlite or postgresql, got {database.dialect.name}")
-    if database.dialect.name == "sqlite":
-
-        @sql.event.listens_for(database, "connect")
-        def _set_up(connection: Any, _: Any) -> None:
-            # Transactions begin below: left to itself, the driver makes tables outside of one.
-            connection.isolation_level = None
-            connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
-
-        @sql.event.listens_for(database, "begin")
-        def _begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN")
-
-    return database
-
-
-def _shown(url: str) -> str:
-    """Return the URL as it may stand in a log: without its password.
-
-    >>> _shown("postgresql://ann:secret@host/db"), _shown("sqlite:///run/state.db")
-    ('postgresql://ann:***@host/db', 'sqlite:///run/state.db')
-    """
-    try:
-        made = sql.make_url(url)
-    except sql.exc.ArgumentError:
-        return url
-    return url if made.password is None else made.render_as_string(hide_password=True)
-
-
-def _dialect_insert(dialect: str) -> Any:
-    if dialect == "sqlite":
-        from sqlalchemy.dialects.sqlite import insert
-    else:
-        from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]
-    return insert
+        if self._file is not None:
+            self._file.close()
 
 
 def _row(lane: str, record: LaneRecord) -> dict[str, Any]:
-    beside = pack(record.beside)
-    crc = _crc(record.state, beside)
-    return {"lane": lane, "layout": record.layout, "state": record.state, "beside": beside, "crc": crc}
+    return {"lane": lane, "layout": record.layout, "state": record.state, "beside": pack(record.beside)}
 
 
-def _crc(state: bytes, beside: bytes) -> int:
-    return crc32(beside, crc32(state))
+def _record(row: sql.RowMapping) -> LaneRecord:
+    return LaneRecord(row["layout"], row["state"], unpack(row["beside"]))
 
 
-def _lacks_room(error: Exception) -> bool:
-    """Say whether a database only lacks room, or the right to write for now."""
-    cause = getattr(error, "orig", None)
-    code = getattr(cause, "sqlite_errorcode", None)
-    if code is not None:
-        return code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
-    return getattr(cause, "sqlstate", None) == "53100"  # PostgreSQL: disk_full
-
-
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error).splitlines()[0]
+def _now() -> float:
+    """Seconds that go on while the process, or the machine, is stopped."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -51,7 +51,12 @@ def _options(url: str, name: str) -> dict[str, Any]:
         return {}
     given = sql.make_url(url).query
     # A server that went without a word is noticed within half a minute, not after two hours.
-    wanted = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+    wanted: dict[str, Any] = {
+        "connect_timeout": 5,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+    }
     wanted |= {"tcp_user_timeout": 30_000, "application_name": "ebbtide"}
     return {
         "connect_args": {name: value for name, value in wanted.items() if name not in given},

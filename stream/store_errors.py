@@ -1,11 +1,11 @@
 """What can go wrong with a state store, and which of a database's errors is which.
 
-    EbbtideError
-      ├─ FencedError      another consumer has the store now: stop, write nothing
-      ├─ DamagedError     what is stored is not what was written: nothing of it is used
-      └─ PassingError     nothing was stored, or nobody can tell yet: wait, and do the same again
-           ├─ NoRoomError     no room on the disk, or it may not be written now
-           └─ AwayError       the server is away, the connection was cut, or another transaction was in the way
+EbbtideError
+  ├─ FencedError      another consumer has the store now: stop, write nothing
+  ├─ DamagedError     what is stored is not what was written: nothing of it is used
+  └─ PassingError     nothing was stored, or nobody can tell yet: wait, and do the same again
+       ├─ NoRoomError     no room on the disk, or it may not be written now
+       └─ AwayError       the server is away, the connection was cut, or another transaction was in the way
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def kind_of(error: sql.exc.SQLAlchemyError) -> type[EbbtideError]:
     if state in _NO_ROOM:
         return NoRoomError
     if state is None:  # the client's own: it could not connect, or the connection is gone
-        return AwayError if isinstance(error, sql.exc.OperationalError | sql.exc.TimeoutError) and cause else _lost(error)
+        theirs = type(cause).__module__.startswith("psycopg") and isinstance(error, sql.exc.OperationalError)
+        return AwayError if theirs else _lost(error)
     return AwayError if state in _AWAY or state.startswith("08") else _lost(error)
 
 

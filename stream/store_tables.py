@@ -1,15 +1,15 @@
 """The state store's tables, and a checksum in each of their rows.
 
-    run           one row a fact: schema version, and the settings that stored states depend on
-    owner         one row: the epoch of the consumer that may commit, the checkpoint's number, what tells this store
-                  from another; a newer consumer raises the epoch, and the older one is refused
-    lanes         one row a lane: its state, and what the monitors and the policy keep beside it
-    shadow_lanes  the same of each shadow
-    partitions    one row a partition of the source: where to go on
-    marks         one row an output: up to where it belongs to this checkpoint
-    counters      one row: what has been counted since the first start
-    requests      one row an action that an operator asked for and that was not taken yet
-    acted         one row an operator's action that was taken: on what, when, and what the state was before
+run           one row a fact: schema version, and the settings that stored states depend on
+owner         one row: the epoch of the consumer that may commit, the checkpoint's number, what tells this store
+              from another; a newer consumer raises the epoch, and the older one is refused
+lanes         one row a lane: its state, and what the monitors and the policy keep beside it
+shadow_lanes  the same of each shadow
+partitions    one row a partition of the source: where to go on
+marks         one row an output: up to where it belongs to this checkpoint
+counters      one row: what has been counted since the first start
+requests      one row an action that an operator asked for and that was not taken yet
+acted         one row an operator's action that was taken: on what, when, and what the state was before
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ _UNCOUNTED = ("crc", "renewed")
 """Columns that a row's checksum is not of: itself, and the time that the server writes."""
 
 
-def row_crc(table: sql.Table, row: Mapping[str, Any], seed: int) -> int:
+def row_crc(table: sql.Table, row: Mapping[str, Any] | sql.RowMapping, seed: int) -> int:
     """Return the checksum of a row: of its table's name, and of each column's value, type and length.
 
     Parameters
@@ -145,7 +145,7 @@ def row_crc(table: sql.Table, row: Mapping[str, Any], seed: int) -> int:
     return crc
 
 
-def lane_crc_1(row: Mapping[str, Any]) -> int:
+def lane_crc_1(row: Mapping[str, Any] | sql.RowMapping) -> int:
     """Return the checksum of a lane as version 1 had it.
 
     >>> lane_crc_1({"state": b"12345", "beside": b"6789"}) == crc32(b"123456789")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +32,10 @@ PUBLISHED_FILE = "delta_mem_adapter.pt"
 SAFETENSORS_FILE = "delta_mem_adapter.safetensors"
 Files = Literal["both", "safetensors", "pt"]
 
-DAMAGE = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError, MemoryError)
+DAMAGE = (
+    *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, MemoryError),
+    struct.error,
+)
 """What the readers of tensors raise, beside their own errors, at a file that is not what they take it for."""
 
 

@@ -69,7 +69,13 @@ def _listen(settings: RunSettings, stack: ExitStack) -> Callable[[Consumer], Non
 
     late = Late()
     app = create_app(late, read_token(settings.api_token_file))
-    server = HttpServer(app, settings.metrics_host, settings.metrics_port)
+    server = HttpServer(
+        app,
+        settings.metrics_host,
+        settings.metrics_port,
+        certificate=settings.metrics_tls_cert,
+        key=settings.metrics_tls_key,
+    )
     stack.callback(server.stop)
     server.start()
     return late.serve

@@ -323,6 +323,8 @@ def store(folder: Path) -> Target:
             assert "\n" not in str(error) or "\n" in text, repr(str(error))  # of what one typed, it may
             assert "secret" not in str(error) or "ann:secret@" not in text, str(error)
             return "url: refused"
+        except ValueError:  # of the library that reads them: a port that is no number
+            return "url: refused by the library"
         return "url: used"
 
     return one
