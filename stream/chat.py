@@ -115,6 +115,7 @@ class Chat:
         """Write the stream's states, module name → `[H, R, R]` float32, as safetensors."""
         states = self._states()
         about = {"stream": self.stream, "events": str(self.events)} | self._writer.settings
+        path.touch(mode=0o600)
         path.write_bytes(save({name: states[layer].contiguous() for layer, name in enumerate(self._modules())}, about))
 
     def describe(self) -> dict[str, Any]:

@@ -183,7 +183,12 @@ class RunSettings(BaseModel):
         if not isinstance(shadow, str):
             return shadow
         if shadow.startswith("["):
-            return yaml.safe_load(shadow)
+            try:
+                return yaml.safe_load(shadow)
+            except (yaml.YAMLError, RecursionError):
+                raise ValueError(
+                    f'expected names with commas between, or JSON such as ["none"], got {shadow!r}'
+                ) from None
         return tuple(part.strip() for part in shadow.split(",") if part.strip())
 
     @field_validator("detectors", mode="before")
@@ -194,7 +199,7 @@ class RunSettings(BaseModel):
             return detectors
         try:
             return yaml.safe_load(detectors)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             raise ValueError(f'expected JSON such as {{"state_norm": "page_hinkley"}}, got {detectors!r}') from None
 
     @field_validator("detectors")

@@ -287,9 +287,7 @@ class HttpServer:
     >>> server.stop()
     """
 
-    def __init__(
-        self, app: FastAPI, host: str, port: int, *, certificate: Path | None = None, key: Path | None = None
-    ):
+    def __init__(self, app: FastAPI, host: str, port: int, *, certificate: Path | None = None, key: Path | None = None):
         check_tls(certificate, key)
         self._scheme = "http" if certificate is None else "https"
         self._socket = _listen(host, port)

@@ -27,6 +27,7 @@ def set_up_logs(form: str, level: str) -> None:
         shared.append(structlog.processors.format_exc_info)
         renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     else:
+        shared.append(_printable)
         renderer = structlog.dev.ConsoleRenderer(colors=form == "auto" and sys.stderr.isatty(), pad_event_to=0)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -45,3 +46,15 @@ def set_up_logs(form: str, level: str) -> None:
     root.setLevel(logging.WARNING)
     for ours in ("memory", "monitors", "dashboards", "stream"):
         logging.getLogger(ours).setLevel(level.upper())
+
+
+def _printable(_: object, __: str, facts: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    r"""Write out what a terminal would obey: names of streams are data.
+
+    >>> _printable(None, "info", {"event": "operator_action", "stream": "\x1b[2Jred", "seq": 3})
+    {'event': 'operator_action', 'stream': "'\\x1b[2Jred'", 'seq': 3}
+    """
+    return {
+        name: repr(value) if isinstance(value, str) and not value.isprintable() else value
+        for name, value in facts.items()
+    }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sqlite3
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -167,6 +168,9 @@ class StateStore:
         try:
             with self._database.connect().execution_options(**{WRITES: create}) as connection, connection.begin():
                 self._check_version(connection, create, note)
+        except UnicodeDecodeError as error:
+            self.close()
+            raise self._damaged("a text that is none") from error
         except sql.exc.SQLAlchemyError as error:
             self.close()
             hint = "" if issubclass(kind_of(error), PassingError) else f"; if it was one, it was damaged: {REPAIR}"
@@ -420,11 +424,13 @@ class StateStore:
     def _log_ahead(self) -> None:
         """Have SQLite keep a write-ahead log: readers do not hold up commits then. The file remembers it."""
         if self._file is not None:
-            connection = self._database.raw_connection()
-            try:
-                connection.cursor().execute("PRAGMA journal_mode=WAL")
-            finally:
-                connection.close()
+            with told(self.url), self._database.connect() as connection:
+                driver = connection.connection.driver_connection
+                assert driver is not None
+                try:
+                    driver.execute("PRAGMA journal_mode=WAL")
+                except sqlite3.Error as error:
+                    raise sql.exc.OperationalError("PRAGMA journal_mode=WAL", {}, error) from error
 
     def _check(self, table: sql.Table, row: sql.RowMapping, name: str) -> None:
         good = row["crc"] == (
@@ -439,13 +445,16 @@ class StateStore:
         """Yield a table's rows, or those of a query of whole rows of it: each checked, but for the schema's version."""
         options = {"yield_per": FETCH} if many else {}
         found = connection.execute(sql.select(table) if query is None else query, execution_options=options)
-        for row in found.mappings():
-            if "crc" in table.c:
-                first = next(iter(table.primary_key.columns)).name if table is not TABLES.shadow_lanes else "lane"
-                kind = "lane" if "state" in table.c else f"row of `{table.name}`"
-                self._check(table, row, f"the stored {kind} {row[first]!r}")
-            if table.name != "run" or row["name"] != "schema":
-                yield row
+        try:
+            for row in found.mappings():
+                if "crc" in table.c:
+                    first = next(iter(table.primary_key.columns)).name if table is not TABLES.shadow_lanes else "lane"
+                    kind = "lane" if "state" in table.c else f"row of `{table.name}`"
+                    self._check(table, row, f"the stored {kind} {row[first]!r}")
+                if table.name != "run" or row["name"] != "schema":
+                    yield row
+        finally:
+            found.close()
 
     def _now_tables(self) -> Any:
         return TABLES if self._version == SCHEMA else TABLES_1

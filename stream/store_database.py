@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import sqlalchemy as sql
@@ -29,7 +30,7 @@ def connect(url: str) -> Engine:
                 f"--state {shown(url)}: expected postgresql+psycopg://, the driver that is tested, got {name}://"
             )
         database = sql.create_engine(url, **_options(url, name))
-    except (sql.exc.ArgumentError, sql.exc.NoSuchModuleError, ModuleNotFoundError) as error:
+    except (sql.exc.ArgumentError, sql.exc.NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "psycopg":
             raise ConfigurationError(
                 f"--state {shown(url)}: PostgreSQL needs psycopg: pip install 'ebbtide[postgres]'"
@@ -87,6 +88,8 @@ def _set_up_postgres(database: Engine) -> None:
         connection.execute(
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         )
+        # The lock of a connection of ours that hangs is waited for in small parts, so that a stop is heard.
+        connection.execute("SELECT set_config('lock_timeout', '5s', false) WHERE current_setting('lock_timeout') = '0'")
         connection.autocommit = before
 
 
@@ -95,11 +98,13 @@ def shown(url: str) -> str:
 
     >>> shown("postgresql://ann:secret@host/db"), shown("sqlite:///run/state.db")
     ('postgresql://ann:***@host/db', 'sqlite:///run/state.db')
+    >>> shown("postgresql://ann:secret@host:port/db")
+    'postgresql://***@host:port/db'
     """
     try:
         made = sql.make_url(url)
-    except sql.exc.ArgumentError:
-        return url
+    except (sql.exc.ArgumentError, ValueError):
+        return re.sub("(?<=://).*@", "***@", url)
     return url if made.password is None else made.render_as_string(hide_password=True)
 
 

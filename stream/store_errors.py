@@ -70,13 +70,16 @@ checkpoint is as it was, and the same command goes on from it
     """
     try:
         yield
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"--state {shown}: the file was damaged (a text that is none); {REPAIR}") from error
     except sql.exc.SQLAlchemyError as error:
         kind, line = kind_of(error), first_line(error)
         if kind is DamagedError:
             raise DamagedError(f"--state {shown}: the file was damaged ({line}); {REPAIR}") from error
+        hint = f"; if the disk and the file may be written, it was damaged: {REPAIR}" if "readonly" in line else ""
         raise kind(
             f"--state {shown}: the database refused: {line}; the last checkpoint is as it was, "
-            "and the same command goes on from it"
+            f"and the same command goes on from it{hint}"
         ) from error
 
 

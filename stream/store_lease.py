@@ -153,11 +153,13 @@ class SessionLease:
         try:
             for tried in range(TRIES):
                 with connection.begin():
-                    if connection.execute(sql.text(_LOCK), _KEY).scalar_one():
-                        self._connection = connection
-                        return
-                    if not tried and not self._end_holder(connection):
-                        break
+                    mine = connection.execute(sql.text(_LOCK), _KEY).scalar_one()
+                    in_vain = not mine and not tried and not self._end_holder(connection)
+                if mine:
+                    self._connection = connection
+                    return
+                if in_vain:
+                    break
                 time.sleep(0.1)
             raise _in_use(self._shown)
         except BaseException:

@@ -147,7 +147,7 @@ class TestExemplars:
         metrics = Metrics()
         values = np.array([0.05, np.nan, 0.35, 0.95, 2.5])
         metrics.observe("ebbtide_retrieval_error_ratio", values, whose=lambda row: self.NAMES[row])
-        metrics.observe("ebbtide_retrieval_error_ratio", np.array([0.34]), whose=lambda row: "later")
+        metrics.observe("ebbtide_retrieval_error_ratio", np.array([0.32, 0.34]), whose=["earlier", "later"].__getitem__)
         body, _ = Exporter(metrics, build_info=BUILD).exposition(accept)
         parse: Any = parse_open_metrics if accept else parse_plain
         found = {family.name: family for family in parse(body.decode())}["ebbtide_retrieval_error_ratio"]

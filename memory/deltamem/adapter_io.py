@@ -60,6 +60,7 @@ def parse_config(
         slips = []
         for slip in error.errors(include_url=False):
             name, message = ".".join(str(part) for part in slip["loc"]), slip["msg"].removeprefix("Value error, ")
+            name = name if name.isprintable() else repr(name)  # one line, whatever a file has for keys
             slips.append(f"{name}: {message[0].lower()}{message[1:]}, got {slip['input']!r}" if name else message)
         raise ConfigurationError(f"{where}: {'; '.join(slips)}") from None
 

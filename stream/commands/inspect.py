@@ -116,7 +116,7 @@ def _print_all(lanes: Any, checkpoint: Any, store: Any, limit: int) -> None:
     table = Table("stream", "events", "tokens", "state norm", "stable rank", "state (SHA-256)", box=box.SIMPLE)
     for row in islice(lanes, limit):
         table.add_row(
-            Text(row["stream"]),
+            Text(row["stream"] if row["stream"].isprintable() else repr(row["stream"])),
             f"{row['events']:,}",
             f"{row['tokens']:,}",
             f"{row['state_norm']:.3f}" if row["state_norm"] is not None else "not finite",
@@ -140,4 +140,6 @@ def _lines(described: dict[str, Any]) -> str:
     flat = {**described, **described["settings"]}
     del flat["settings"], flat["beside_sha256"]
     width = max(map(len, flat))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in flat.items())
+    # What a terminal would obey is written out: a stream's name is data.
+    shown = {name: value if str(value).isprintable() else repr(value) for name, value in flat.items()}
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in shown.items())

@@ -227,6 +227,6 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
                 if not line.endswith(b"\n"):  # a run that goes on has not finished writing it
                     return
             raise ConfigurationError(
-                f"{path}: line {number}: expected a record as ebbtide run --sink jsonl:PATH writes, got "
-                f"{line[:60].decode('utf-8', 'replace')!r}; is it the input, or the dead letters?"
+                f"{path}: line {number}: expected a record as ebbtide run --sink jsonl:PATH writes, got something "
+                "else; is it the input, or the dead letters?"
             )

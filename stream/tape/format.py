@@ -13,8 +13,9 @@
     reason                and why
     by_hand               what operators did to the stream right before the event, as JSON; null mostly
 
-What the schema's metadata tells of the run (`TapeHead`) is JSON under ``ebbtide``, with its CRC-32 beside it. Each record
-batch carries the byte at which it begins, and the CRC-32 of its columns and of that place: one that was moved is known.
+What the schema's metadata tells of the run (`TapeHead`) is JSON under ``ebbtide``, with its CRC-32 beside it. Each
+record batch carries the byte at which it begins, and the CRC-32 of its columns and of that place: one that was moved is
+known.
 Any Arrow reader opens a tape: ``pyarrow.ipc.open_stream(path)``.
 """
 
@@ -106,7 +107,9 @@ def schema_of(head: TapeHead) -> pa.Schema:
         *([pa.field("text", pa.utf8())] if head.with_text else []),
     ]
     told = head.model_dump_json()
-    return pa.schema(fields, {"ebbtide": told} | ({"crc32": f"{crc32(told.encode()):08x}"} if head.version >= 3 else {}))
+    return pa.schema(
+        fields, {"ebbtide": told} | ({"crc32": f"{crc32(told.encode()):08x}"} if head.version >= 3 else {})
+    )
 
 
 def to_batch(schema: pa.Schema, outcome: Outcome) -> pa.RecordBatch:
@@ -166,7 +169,7 @@ def _alarms(outcome: Outcome) -> pa.Array:
 
 
 def checksum(batch: pa.RecordBatch, place: int | None = None) -> int:
-    """Return the CRC-32 of a record batch's place, if it has one, and its buffers, lengths and null counts, in order."""
+    """Return the CRC-32 of a record batch's place, if it has one, its buffers, lengths and null counts."""
     total = 0 if place is None else crc32(str(place).encode())
     for column in batch.columns:
         total = crc32(f"{len(column)} {column.null_count} {column.offset}".encode(), total)

@@ -65,7 +65,9 @@ class TapeReader:
         except (pa.ArrowException, *DAMAGE) as error:
             raise EbbtideError(f"{part}: its head was damaged: {_line(error)}; {MEND}") from None
         if not reader.schema.equals(self._schema, check_metadata=True):
-            raise EbbtideError(f"{part}: its head is not that of the tape: it was damaged, or is of another run; {MEND}")
+            raise EbbtideError(
+                f"{part}: its head is not that of the tape: it was damaged, or is of another run; {MEND}"
+            )
         while True:
             place = file.tell()
             try:
@@ -86,7 +88,10 @@ class TapeReader:
                 raise EbbtideError(f"{part}: record batch {number} was damaged: {_line(error)}; {MEND}") from None
             told = {} if about is None else about.to_dict()
             placed = self.head.version >= 3
-            if not _is_sound(batch) or told.get(b"crc32") != f"{checksum(batch, place if placed else None):08x}".encode():
+            if (
+                not _is_sound(batch)
+                or told.get(b"crc32") != f"{checksum(batch, place if placed else None):08x}".encode()
+            ):
                 moved = placed and told.get(b"place") != str(place).encode()
                 what = "is not where it was written" if moved else "fails its checksum"
                 raise EbbtideError(f"{part}: record batch {number} {what}: the file was damaged; {MEND}")
@@ -105,11 +110,15 @@ def _read_head(part: Path) -> tuple[TapeHead, pa.Schema]:
     except (pa.ArrowException, *DAMAGE) as error:
         raise ConfigurationError(f"{part}: this is no tape of Ebbtide: {_line(error)}") from None
     if not 1 <= head.version <= VERSION:
-        raise ConfigurationError(f"{part}: the tape has version {head.version}, this Ebbtide reads versions 1 to {VERSION}")
+        raise ConfigurationError(
+            f"{part}: the tape has version {head.version}, this Ebbtide reads versions 1 to {VERSION}"
+        )
     if (head.version >= 3 or b"crc32" in about) and about.get(b"crc32") != f"{crc32(text):08x}".encode():
         raise ConfigurationError(f"{part}: the head of the tape fails its checksum: the file was damaged; {MEND}")
     if not schema.equals(schema_of(head), check_metadata=head.version >= 3):
-        raise ConfigurationError(f"{part}: expected the columns of a tape of version {head.version}, got others; {MEND}")
+        raise ConfigurationError(
+            f"{part}: expected the columns of a tape of version {head.version}, got others; {MEND}"
+        )
     return head, schema
 
 

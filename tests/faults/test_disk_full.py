@@ -116,13 +116,18 @@ def waits() -> bool:
     return answer is not None and "waiting for room" in answer.text
 
 
+def is_ready() -> bool:
+    answer = asked("/-/ready")
+    return answer is not None and answer.status_code == 200
+
+
 @pytest.mark.parametrize("place", PLACES if LONG else ("state", "sink"))
 def test_it_waits_for_room_and_loses_nothing(
     place: str, talk: Path, small: Path, tmp_path: Path, expected: tuple[Any, ...]
 ) -> None:
     at = paths(tmp_path, **{place: small})
     with (tmp_path / "log").open("wb") as log:
-        run = subprocess.Popen(command(talk, at, PORT), stdout=log, stderr=log)
+        run = subprocess.Popen([*command(talk, at, PORT), "--follow"], stdout=log, stderr=log)
     try:
         wait_for(waits, run)
         ready = asked("/-/ready")
@@ -139,6 +144,9 @@ def test_it_waits_for_room_and_loses_nothing(
         assert again is not None
         assert lines_read(scraped.text) == lines_read(again.text)  # nothing is taken in meanwhile
         subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
+        wait_for(lambda: at["sink"].stat().st_size == len(expected[1]), run)
+        wait_for(is_ready, run)
+        run.send_signal(signal.SIGTERM)
         assert run.wait(DEADLINE) == 0, (tmp_path / "log").read_text()
     finally:
         run.kill()

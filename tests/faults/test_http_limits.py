@@ -61,7 +61,9 @@ def server(service: Obliging, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpS
     running.stop()
 
 
-def ask(server: HttpServer, method: str, path: str, body: str | bytes | None = None, **headers: str) -> tuple[int, bytes]:
+def ask(
+    server: HttpServer, method: str, path: str, body: str | bytes | None = None, **headers: str
+) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     try:
         connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
@@ -106,7 +108,7 @@ class TestSizes:
             raw.sendall(head.encode() + length + b"\r\n")
             chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n" if b"chunked" in length else b" " * 0x10000
             until = time.monotonic() + 60
-            with pytest.raises((ConnectionError, TimeoutError)):
+            with pytest.raises((ConnectionError, TimeoutError)):  # noqa: PT012 - it is not said at which send
                 while time.monotonic() < until:
                     raw.sendall(chunk)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "it was kept, in KiB"
@@ -207,9 +209,22 @@ class TestSlowClients:
 class TestToken:
     @pytest.mark.parametrize(
         "token",
-        [None, "", "x", TOKEN[:-1], TOKEN + "x", TOKEN[:-1] + "X", TOKEN.upper(), "\u00fc" * 8, f"{TOKEN} {TOKEN}", "\x7f"],
+        [
+            None,
+            "",
+            "x",
+            TOKEN[:-1],
+            TOKEN + "x",
+            TOKEN[:-1] + "X",
+            TOKEN.upper(),
+            "\u00fc" * 8,
+            f"{TOKEN} {TOKEN}",
+            "\x7f",
+        ],
     )
-    def test_another_one_is_401_whatever_its_length(self, server: HttpServer, service: Obliging, token: str | None) -> None:
+    def test_another_one_is_401_whatever_its_length(
+        self, server: HttpServer, service: Obliging, token: str | None
+    ) -> None:
         given = None if token is None else token.encode().decode("latin-1")
         assert act(server, token=given) == 401
         assert service.asked == []
@@ -353,7 +368,18 @@ class TestTls:
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             port = one.getsockname()[1]
-        command = [sys.executable, "-m", "stream.cli", "run", "--source", "stdin:", "--backbone", "hashing", "--rank", "4"]
+        command = [
+            sys.executable,
+            "-m",
+            "stream.cli",
+            "run",
+            "--source",
+            "stdin:",
+            "--backbone",
+            "hashing",
+            "--rank",
+            "4",
+        ]
         command += ["--metrics-port", str(port), "--metrics-tls-cert", str(pair[0]), "--metrics-tls-key", str(pair[1])]
         with (tmp_path / "log").open("wb") as log:
             run = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)

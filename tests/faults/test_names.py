@@ -12,7 +12,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -31,11 +30,38 @@ EACH = 6
 
 FORGED = "2026-01-01 00:00:00 [error    ] forged"
 NAMES = [
-    *("plain", "../../etc/passwd", "a/b", "..", ".", "/", "C:\\con", "%2e%2e%2f", "x/actions", "actions", "?a=b#c", "-x"),
+    *(
+        "plain",
+        "../../etc/passwd",
+        "a/b",
+        "..",
+        ".",
+        "/",
+        "C:\\con",
+        "%2e%2e%2f",
+        "x/actions",
+        "actions",
+        "?a=b#c",
+        "-x",
+    ),
     *("'; DROP TABLE lanes; --", '" OR 1=1 --', "x') UNION SELECT 1--", "%s%n{0}", "${jndi:ldap://x}", "$(reboot)"),
-    *("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</script><b>", "<!--", "]]>", "&lt;", "javascript:x"),
+    *(
+        "<script>alert(1)</script>",
+        '"><img src=x onerror=alert(1)>',
+        "</script><b>",
+        "<!--",
+        "]]>",
+        "&lt;",
+        "javascript:x",
+    ),
     *('x"} 1\nebbtide_forged_total 1', 'a{b="c"}', "# EOF\n", "\\", "\\n", '"', "le"),
-    *(f"a\n{FORGED}", f"a\r\n{FORGED}", '"}\n{"event": "forged"}', "a\n\nevent: tick\ndata: {}", "\x0b\x0c\x1c\x85\u2028\u2029"),
+    *(
+        f"a\n{FORGED}",
+        f"a\r\n{FORGED}",
+        '"}\n{"event": "forged"}',
+        "a\n\nevent: tick\ndata: {}",
+        "\x0b\x0c\x1c\x85\u2028\u2029",
+    ),
     *("\u202egnp.exe", "\u200b", "\ufeff", " ", "\t", "\x1b[2J\x1b[31mred", "\x07\x08\x7f", "\x01"),
     *("__proto__", "constructor", "toString", "null", "NaN", "=cmd|'/c calc'!A0", "[bold red]x[/]", "[/]"),
     *("e\u0301", "\u00e9", "\uffff", "\U0001f600" * 512, "n" * 512),
@@ -100,7 +126,7 @@ def wait_for(port: int, events: int, run: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """A run over streams of these names, asked for everything while it runs, and acted upon."""
     folder, port = tmp_path_factory.mktemp("names"), free_port()
     with (folder / "talk.jsonl").open("w") as file:
@@ -127,7 +153,14 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         "--measure-every": 1,
         "--checkpoint-every": 0.1,
     }
-    command = [sys.executable, "-m", "stream.cli", "run", "--follow", *(str(part) for pair in told.items() for part in pair)]
+    command = [
+        sys.executable,
+        "-m",
+        "stream.cli",
+        "run",
+        "--follow",
+        *(str(part) for pair in told.items() for part in pair),
+    ]
     with (folder / "log").open("wb") as log:
         run = subprocess.Popen(command, stdout=log, stderr=log)
     try:
@@ -139,7 +172,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
             status, text = ask(port, at)
             singly[name] = (status, json.loads(text))
             headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-            status, text = ask(port, at + "/actions", json.dumps({"kind": "decay", "factor": 0.5, "reason": name[:500]}), **headers)
+            status, text = ask(
+                port, at + "/actions", json.dumps({"kind": "decay", "factor": 0.5, "reason": name[:500]}), **headers
+            )
             acted[name] = (status, json.loads(text))
         metrics = ask(port, "/metrics")[1]
         open_metrics = ask(port, "/metrics", Accept="application/openmetrics-text; version=1.0.0")[1]
@@ -153,7 +188,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     finally:
         run.kill()
         run.wait()
-    yield Ran(folder, streams, singly, acted, metrics, open_metrics, hello, (folder / "log").read_text())
+    return Ran(folder, streams, singly, acted, metrics, open_metrics, hello, (folder / "log").read_text())
 
 
 def test_each_name_comes_out_of_the_api_as_it_went_in_and_can_be_acted_on(ran: Ran) -> None:
@@ -178,7 +213,17 @@ def test_what_is_kept_has_each_name_and_nothing_else(ran: Ran) -> None:
     database.close()
     with pa.OSFile(str(ran.folder / "tape" / "part-000000.arrows")) as file:
         assert set(pa.ipc.open_stream(file).read_all()["stream"].to_pylist()) == set(NAMES)
-    known = {"talk.jsonl", "token", "log", "out.jsonl", "state.db", "state.db.lock", "state.db-wal", "state.db-shm", "tape"}
+    known = {
+        "talk.jsonl",
+        "token",
+        "log",
+        "out.jsonl",
+        "state.db",
+        "state.db.lock",
+        "state.db-wal",
+        "state.db-shm",
+        "tape",
+    }
     made = {path.name for path in ran.folder.iterdir()} - known
     assert all("dead" in name or name.endswith(".html") for name in made), made
 
@@ -217,6 +262,9 @@ def test_no_log_line_is_forged(ran: Ran) -> None:
     lines = ran.log.splitlines()
     assert not any(line.startswith(FORGED[:10]) for line in lines)
     assert sum("operator_action" in line for line in lines) == len(NAMES)
+
+
+def test_a_log_for_people_has_no_control_characters_of_a_name(ran: Ran) -> None:
     assert "\x1b" not in ran.log
 
 
@@ -251,7 +299,16 @@ class _Tags(HTMLParser):
 
 def test_the_report_has_no_element_of_a_name(ran: Ran) -> None:
     page = ran.folder / "report.html"
-    cli("report", ran.folder / "tape", "--out", page, "--policy", "none", "--state", f"sqlite:///{ran.folder / 'state.db'}")
+    cli(
+        "report",
+        ran.folder / "tape",
+        "--out",
+        page,
+        "--policy",
+        "none",
+        "--state",
+        f"sqlite:///{ran.folder / 'state.db'}",
+    )
     found = _Tags()
     found.feed(page.read_text())
     assert "<script>alert(1)" not in page.read_text()

@@ -1,0 +1,201 @@
+"""A PostgreSQL server of the machine's own binaries, in a folder of its own, and ways to disturb it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any, Literal
+
+import pytest
+
+SLOW = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <unistd.h>
+int fdatasync(int fd) { usleep(20000); return ((int (*)(int)) dlsym(RTLD_NEXT, "fdatasync"))(fd); }
+int fsync(int fd) { usleep(20000); return ((int (*)(int)) dlsym(RTLD_NEXT, "fsync"))(fd); }
+"""
+"""Put before the server's own: each fsync takes 20 ms longer."""
+
+
+def binaries() -> Path:
+    """Return the folder of `initdb` and `postgres`, or skip the test."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed (pip install 'ebbtide[postgres]')")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4].split(".")[0]))
+    if not found and (name := shutil.which("initdb")):
+        found = [Path(name).resolve()]
+    if not found:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    return found[-1].parent
+
+
+class Server:
+    """A server that listens on a socket in its folder only. `start`, `stop` in turn; `remove` at the end.
+
+    Parameters
+    ----------
+    slow
+        Whether each fsync takes 20 ms longer.
+    """
+
+    def __init__(self, *, slow: bool = False):
+        self.bin = binaries()
+        self.folder = Path(tempfile.mkdtemp(prefix="ebbtide-pg-"))
+        self.user: str | None = None
+        if os.geteuid() == 0:  # it refuses to run as root
+            names = {entry.pw_name for entry in pwd.getpwall()}
+            self.user = "postgres" if "postgres" in names else "nobody"
+            shutil.chown(self.folder, self.user)
+        self.environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        self.process: subprocess.Popen[bytes] | None = None
+        self._run("initdb", "-D", str(self.folder / "data"), "-A", "trust", "-U", "ann", "-k", "--no-sync")
+        if slow:
+            compiler = shutil.which("cc")
+            if compiler is None:
+                pytest.skip("no C compiler for a slow fsync (Debian: apt-get install gcc)")
+            (self.folder / "slow.c").write_text(SLOW)
+            library = str(self.folder / "slow.so")
+            subprocess.run([compiler, "-shared", "-fPIC", "-o", library, self.folder / "slow.c", "-ldl"], check=True)
+            self.environment["LD_PRELOAD"] = library
+
+    def _run(self, name: str, *arguments: str) -> None:
+        subprocess.run(
+            [self.bin / name, *arguments],
+            check=True,
+            capture_output=True,
+            user=self.user,
+            env=self.environment,
+            cwd=self.folder,
+        )
+
+    def url(self, database: str = "postgres", folder: Path | None = None) -> str:
+        return f"postgresql+psycopg://ann@/{database}?host={folder or self.folder}"
+
+    def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(self.bin / "postgres", "-D", self.folder / "data", "-k", self.folder),
+                    *("-c", "listen_addresses=", "-c", "deadlock_timeout=100ms", "-c", "max_connections=40"),
+                ],
+                stdout=log,
+                stderr=log,
+                user=self.user,
+                env=self.environment,
+                cwd=self.folder,
+            )
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        import psycopg
+
+        until = time.monotonic() + 60
+        while True:
+            with suppress(psycopg.OperationalError):
+                self.ask("SELECT 1")
+                return
+            assert time.monotonic() < until, (self.folder / "log").read_text()
+            time.sleep(0.05)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it: SIGINT cuts all connections, SIGQUIT is as a crash."""
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(60)
+            self.process = None
+
+    def remove(self) -> None:
+        self.stop(signal.SIGQUIT)
+        shutil.rmtree(self.folder)
+
+    def connect(self, database: str = "postgres") -> Any:
+        import psycopg
+
+        return psycopg.connect(f"host={self.folder} user=ann dbname={database}", autocommit=True)
+
+    def ask(self, statement: str, *values: Any, database: str = "postgres") -> list[tuple[Any, ...]]:
+        with self.connect(database) as connection:
+            done = connection.execute(statement, values)
+            return list(done.fetchall()) if done.description else []
+
+    def cut(self, database: str) -> int:
+        """End every connection of ours to a database; return how many there were."""
+        return len(
+            self.ask(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = %s AND application_name = 'ebbtide'",
+                database,
+            )
+        )
+
+
+Cut = Literal["before", "after"]
+
+
+class Between:
+    """Stands between a client and the server, and breaks the connection at a COMMIT: before the server has it, or
+    after it was done and before the answer.
+
+    Parameters
+    ----------
+    server
+        Which.
+    """
+
+    def __init__(self, server: Server):
+        self.folder = Path(tempfile.mkdtemp(prefix="ebbtide-between-"))
+        self.cuts: list[Cut] = []
+        """What to do at the next commits."""
+        self._target = str(server.folder / ".s.PGSQL.5432")
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(self.folder / ".s.PGSQL.5432"))
+        self._listening.listen()
+        Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self._target)
+                Thread(target=self._requests, args=(client, server), daemon=True).start()
+                Thread(target=self._answers, args=(server, client), daemon=True).start()
+
+    def _requests(self, client: socket.socket, server: socket.socket) -> None:
+        with suppress(OSError):
+            while data := client.recv(65536):
+                if self.cuts and b"COMMIT\0" in data:
+                    how = self.cuts.pop(0)
+                    client.shutdown(socket.SHUT_RDWR)  # no answer comes through any more
+                    if how == "after":
+                        server.sendall(data)
+                        server.shutdown(socket.SHUT_WR)  # the server does what it was sent, then ends
+                    else:
+                        server.shutdown(socket.SHUT_RDWR)
+                    return
+                server.sendall(data)
+        with suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+
+    def _answers(self, server: socket.socket, client: socket.socket) -> None:
+        with suppress(OSError):
+            while data := server.recv(65536):
+                client.sendall(data)
+        with suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
+        client.close()
+        server.close()
+
+    def close(self) -> None:
+        self._listening.close()
+        shutil.rmtree(self.folder)
