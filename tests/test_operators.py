@@ -290,7 +290,7 @@ class TestHttp:
             ({"kind": "keep"}, {}, 422, "kind: Input should be 'decay', 'reset', 'restore' or 'release', got 'keep'"),
             ({"kind": "reset", "also": 1}, {}, 422, "also: Extra inputs are not permitted, got 1"),
             (b"{", {}, 422, "Invalid JSON"),
-            (b'"' + b"x" * 5000 + b'"', {}, 413, "expected at most 4096 bytes"),
+            (b'"' + b"x" * 9000 + b'"', {}, 413, "expected at most 8192 bytes"),
             ({"kind": "restore", "topic": 1}, {}, 409, "refused: expected the number of a filed topic (none), got 1"),
         ],
     )
