@@ -103,9 +103,9 @@ def shown(url: str) -> str:
     """
     try:
         made = sql.make_url(url)
-    except (sql.exc.ArgumentError, ValueError):
+        return url if made.password is None else made.render_as_string(hide_password=True)
+    except (sql.exc.ArgumentError, ValueError):  # also half of a surrogate pair, which no URL can hold
         return re.sub("(?<=://).*@", "***@", url)
-    return url if made.password is None else made.render_as_string(hide_password=True)
 
 
 def insert_of(dialect: str) -> Any:
