@@ -107,6 +107,17 @@ class Server:
             assert time.monotonic() < until, (self.folder / "log").read_text()
             time.sleep(0.05)
 
+    def crash(self, pid: int) -> None:
+        """Kill one of its processes, and wait until it has noticed, recovered, and answers."""
+        told = "all server processes terminated; reinitializing"
+        log = self.folder / "log"
+        before, until = log.read_text().count(told), time.monotonic() + 60
+        os.kill(pid, signal.SIGKILL)
+        while log.read_text().count(told) == before:
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.05)
+        self.wait()
+
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """End it: SIGINT cuts all connections, SIGQUIT is as a crash."""
         if self.process is not None:

@@ -49,6 +49,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def database(server: Server) -> str:
     """A new database on the server."""
+    server.wait()
     name = f"e{next(databases)}"
     server.ask(f"CREATE DATABASE {name}")
     return name
@@ -195,8 +196,7 @@ def test_a_connection_that_is_cut_in_mid_transaction(
             else:
                 writing = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND state = 'idle in transaction'"
                 (pid,) = server.ask(writing, database)[0]
-                os.kill(pid, signal.SIGKILL)
-                server.wait()
+                server.crash(pid)
         yield "ann", BOB
 
     with pytest.raises(AwayError, match=r"the database refused: .*; the last checkpoint is as it was"):
