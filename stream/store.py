@@ -14,10 +14,9 @@ import sqlite3
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 import sqlalchemy as sql
@@ -27,7 +26,7 @@ from memory.errors import ConfigurationError, StateMismatchError
 from memory.state_pool import LaneRecord, pack, unpack
 from stream import store_lease
 from stream.sources.source import Position
-from stream.store_database import WRITES, connect, insert_of, shown
+from stream.store_database import WRITES, connect, shown
 from stream.store_errors import (
     REPAIR,
     AwayError,
@@ -40,7 +39,10 @@ from stream.store_errors import (
     told,
 )
 from stream.store_lease import FileLease, Note, SessionLease
-from stream.store_tables import SCHEMA, TABLES, TABLES_1, lane_crc_1, row_crc
+from stream.store_migration import bring_up
+from stream.store_records import Acted, Checkpoint, OutputMark, Request
+from stream.store_rows import FETCH, CheckedRows
+from stream.store_tables import SCHEMA, TABLES, TABLES_1
 
 __all__ = [
     "Acted",
@@ -54,73 +56,6 @@ __all__ = [
     "Request",
     "StateStore",
 ]
-
-FETCH = 500
-"""Lanes asked for in one query, or written by one: databases bound the number of parameters, and memory is finite."""
-
-
-class OutputMark(NamedTuple):
-    """Up to where an output belongs to a checkpoint, and what tells that output from another one."""
-
-    mark: int
-    identity: str = ""
-
-
-class Request(NamedTuple):
-    """An action that an operator asked for."""
-
-    id: int
-    stream: str
-    action: str
-
-
-class Acted(NamedTuple):
-    """An operator's action that was taken.
-
-    Attributes
-    ----------
-    request
-        The id of the row that asked for it; None where it came by HTTP.
-    stream
-        On which stream.
-    seq
-        Before which of its events.
-    action
-        What, as JSON.
-    outcome
-        What came of it, in words; it begins with "refused" where nothing was done.
-    time
-        Unix time in seconds.
-    before
-        The state's bytes before it, for taking it back; None where nothing was done.
-    """
-
-    request: int | None
-    stream: str
-    seq: int
-    action: str
-    outcome: str
-    time: float
-    before: bytes | None
-
-
-@dataclass(slots=True)
-class Checkpoint:
-    """What a run goes on from, lanes excepted: those are fetched when their streams come up.
-
-    Attributes
-    ----------
-    positions
-        Partition → where to go on.
-    marks
-        Output → its mark.
-    counters
-        What `Metrics.persistent` gave.
-    """
-
-    positions: dict[str, Position] = field(default_factory=dict)
-    marks: dict[str, OutputMark] = field(default_factory=dict)
-    counters: dict[str, Any] = field(default_factory=dict)
 
 
 class StateStore:
@@ -151,12 +86,12 @@ class StateStore:
     """
 
     def __init__(self, url: str, *, create: bool = True):
-        self._epoch = self._version = self._number = self._seed = 0
-        self._identity = ""
+        self._epoch = self._number = 0
         self._done = self._tried = 0  # of the operators' actions that are given again: stored already, given last
         self._held_at = 0.0
         self._database = connect(url)
         self.url = shown(url)
+        self._rows = CheckedRows(self.url)
         self._file: FileLease | None = None
         self._session: SessionLease | None = None
         if self._database.dialect.name == "sqlite":
@@ -170,7 +105,7 @@ class StateStore:
                 self._check_version(connection, create, note)
         except UnicodeDecodeError as error:
             self.close()
-            raise self._damaged("a text that is none") from error
+            raise self._rows.damaged("a text that is none") from error
         except sql.exc.SQLAlchemyError as error:
             self.close()
             hint = "" if issubclass(kind_of(error), PassingError) else f"; if it was one, it was damaged: {REPAIR}"
@@ -204,13 +139,12 @@ class StateStore:
     def _check_version(self, connection: Connection, create: bool, note: Note | None) -> None:
         names = set(sql.inspect(connection).get_table_names())
         if not names and note is not None:
-            raise self._damaged(f"it is empty, where checkpoint {note.checkpoint} was: {self._after_note()}")
+            raise self._rows.damaged(f"it is empty, where checkpoint {note.checkpoint} was: {self._after_note()}")
         if not names and create:
             TABLES.run.metadata.create_all(connection)
-            self._identity, self._version = secrets.token_hex(8), SCHEMA
-            self._seed = crc32(self._identity.encode())
-            self._write(connection, TABLES.run, [{"name": "schema", "value": str(SCHEMA)}])
-            self._write(connection, TABLES.owner, [self._owner_row(0, 0, self._made_as(connection))])
+            self._rows.identity = secrets.token_hex(8)
+            self._rows.write(connection, TABLES.run, [{"name": "schema", "value": str(SCHEMA)}])
+            self._rows.write(connection, TABLES.owner, [self._owner_row(0, 0, self._made_as(connection))])
             return
         if "run" not in names:
             raise StateMismatchError(
@@ -224,8 +158,8 @@ class StateStore:
                 f"--state {self.url}: the store has schema version {version}, this Ebbtide reads version {SCHEMA}: "
                 "use the release that wrote it, or start with another --state"
             )
-        self._version = int(version)
-        if self._version == SCHEMA:
+        self._rows.version = int(version)
+        if self._rows.version == SCHEMA:
             self._check_owner(connection, note)
 
     def _check_pages(self, connection: Connection) -> None:
@@ -233,30 +167,26 @@ class StateStore:
         if self._file is not None:
             found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
             if found != "ok":
-                raise self._damaged(" ".join(str(found).split()))
+                raise self._rows.damaged(" ".join(str(found).split()))
 
     def _check_owner(self, connection: Connection, note: Note | None) -> None:
         row = connection.execute(sql.select(TABLES.owner)).mappings().first()
         if row is None:
-            raise self._damaged("the row of its owner is gone")
-        self._identity = str(row["identity"])
-        self._seed = crc32(self._identity.encode("utf-8", "surrogatepass"))
-        self._check(TABLES.owner, row, "the row of its owner")
+            raise self._rows.damaged("the row of its owner is gone")
+        self._rows.identity = str(row["identity"])
+        self._rows.check(TABLES.owner, row, "the row of its owner")
         if self._made_as(connection) != row["tables"]:
-            raise self._damaged("its tables are not as they were made")
-        if note is not None and note.identity != self._identity:
-            raise self._damaged(f"its log or its file is another store's: {self._after_note()}")
+            raise self._rows.damaged("its tables are not as they were made")
+        if note is not None and note.identity != self._rows.identity:
+            raise self._rows.damaged(f"its log or its file is another store's: {self._after_note()}")
         if note is not None and note.checkpoint > row["checkpoint"]:
-            raise self._damaged(
+            raise self._rows.damaged(
                 f"it holds checkpoint {row['checkpoint']}, where {note.checkpoint} was: {self._after_note()}"
             )
 
     def _after_note(self) -> str:
         name = self._file.path if self._file is not None else ""
         return f"its log was cut short or lost, or this is an older copy; to use it as it is, remove {name}"
-
-    def _damaged(self, how: str) -> DamagedError:
-        return DamagedError(f"--state {self.url}: the file was damaged ({how}); {REPAIR}")
 
     def _made_as(self, connection: Connection) -> int:
         """Return the checksum of what SQLite knows of our tables: it decides how values are read."""
@@ -266,41 +196,7 @@ class StateStore:
         return crc32(repr([tuple(row) for row in known if row.tbl_name in TABLES.run.metadata.tables]).encode())
 
     def _owner_row(self, epoch: int, number: int, tables: int) -> dict[str, Any]:
-        return {"id": 1, "epoch": epoch, "checkpoint": number, "identity": self._identity, "tables": tables}
-
-    def _bring_up(self, connection: Connection) -> None:
-        """Make a store of version 1 one of version 2: a checksum in each row, an origin in each count of actions."""
-        old = TABLES_1
-        kept = (old.run, old.partitions, old.marks, old.counters)
-        rows = {table.name: [dict(row) for row in connection.execute(sql.select(table)).mappings()] for table in kept}
-        epoch = connection.execute(sql.select(old.owner.c.epoch)).scalar_one()
-        for table in (*kept, old.owner):
-            table.drop(connection)
-        TABLES.run.metadata.create_all(connection)
-        self._identity, self._version = secrets.token_hex(8), SCHEMA
-        self._seed = crc32(self._identity.encode())
-        for row in rows["run"]:
-            row["value"] = str(SCHEMA) if row["name"] == "schema" else row["value"]
-        for row in rows["counters"]:
-            counters = json.loads(row["values"])
-            if counts := counters.get("ebbtide_actions_total"):
-                counters["ebbtide_actions_total"] = [[kind, "policy", count] for kind, count in counts]
-                row["values"] = json.dumps(counters, separators=(",", ":"))
-        for name, found in rows.items():
-            self._write(connection, getattr(TABLES, name), found)
-        self._write(connection, TABLES.owner, [self._owner_row(epoch, 0, self._made_as(connection))])
-        last = None
-        while True:  # rows are not changed in the midst of reading them
-            query = sql.select(TABLES.lanes).order_by(TABLES.lanes.c.lane).limit(FETCH)
-            lanes = connection.execute(query if last is None else query.where(TABLES.lanes.c.lane > last)).mappings()
-            batch = [dict(row) for row in lanes]
-            if not batch:
-                break
-            for row in batch:
-                if row["crc"] != lane_crc_1(row):
-                    raise self._damaged(f"the stored lane {row['lane']!r} fails its checksum")
-            self._write(connection, TABLES.lanes, batch)
-            last = batch[-1]["lane"]
+        return {"id": 1, "epoch": epoch, "checkpoint": number, "identity": self._rows.identity, "tables": tables}
 
     def claim(self, settings: Mapping[str, str], shadows: Sequence[str] = ()) -> None:
         """Become the one consumer that may commit. A store of an earlier version is brought up to this one.
@@ -330,24 +226,26 @@ class StateStore:
         self._log_ahead()
         with self._writing(lambda connection: None) as connection:
             stored = {}
-            tables = TABLES if self._version == SCHEMA else TABLES_1
+            tables = TABLES if self._rows.version == SCHEMA else TABLES_1
             if connection.execute(sql.select(tables.counters.c.id)).first() is not None:  # there is a checkpoint
-                stored = {row["name"]: row["value"] for row in self._rows(connection, tables.run)}
+                stored = {row["name"]: row["value"] for row in self._rows.read(connection, tables.run)}
             for name, value in settings.items():
                 if stored and stored.get(name) != value:
                     raise StateMismatchError(
                         f"--state {self.url} was made with {name} {stored.get(name)}, but this run has {name} {value}: "
                         f"give it {name} {stored.get(name)}, or start with another --state"
                     )
-            if self._version < SCHEMA:
-                self._bring_up(connection)
+            if self._rows.version < SCHEMA:
+                epoch = bring_up(connection, self._rows)
+                self._rows.write(connection, TABLES.owner, [self._owner_row(epoch, 0, self._made_as(connection))])
             else:
                 self._check_all(connection)
-            self._write(connection, TABLES.run, [{"name": name, "value": value} for name, value in settings.items()])
+            named = [{"name": name, "value": value} for name, value in settings.items()]
+            self._rows.write(connection, TABLES.run, named)
             connection.execute(TABLES.shadow_lanes.delete().where(TABLES.shadow_lanes.c.shadow.not_in(list(shadows))))
-            (owner,) = self._rows(connection, TABLES.owner)
+            (owner,) = self._rows.read(connection, TABLES.owner)
             epoch, number = owner["epoch"] + 1, owner["checkpoint"] + 1
-            self._write(connection, TABLES.owner, [self._owner_row(epoch, number, owner["tables"])])
+            self._rows.write(connection, TABLES.owner, [self._owner_row(epoch, number, owner["tables"])])
             self._renew(connection)
         self._epoch, self._number, self._done, self._tried = epoch, number, 0, 0
         self._noted()
@@ -356,7 +254,7 @@ class StateStore:
         """Check each row of an SQLite store, once for each run: no lane is found damaged in the midst of it."""
         if self._file is not None:
             for table in TABLES:
-                for _ in self._rows(connection, table, many=True):
+                for _ in self._rows.read(connection, table, many=True):
                     pass
 
     def _renew(self, connection: Connection) -> None:
@@ -367,7 +265,7 @@ class StateStore:
 
     def _noted(self) -> None:
         if self._file is not None:
-            self._file.write(Note(self._identity, self._number))
+            self._file.write(Note(self._rows.identity, self._number))
 
     def hold(self, *, lately: bool = False) -> None:
         """Make sure that this consumer may still write, and say that it lives. To be called before anything is written
@@ -432,38 +330,14 @@ class StateStore:
                 except sqlite3.Error as error:
                     raise sql.exc.OperationalError("PRAGMA journal_mode=WAL", {}, error) from error
 
-    def _check(self, table: sql.Table, row: sql.RowMapping, name: str) -> None:
-        good = row["crc"] == (
-            row_crc(table, row, self._seed) if self._version == SCHEMA or "state" not in row else lane_crc_1(row)
-        )
-        if not good:
-            raise DamagedError(f"--state {self.url}: {name} fails its checksum: the file was damaged; {REPAIR}")
-
-    def _rows(
-        self, connection: Connection, table: sql.Table, query: sql.Select[Any] | None = None, *, many: bool = False
-    ) -> Iterator[sql.RowMapping]:
-        """Yield a table's rows, or those of a query of whole rows of it: each checked, but for the schema's version."""
-        options = {"yield_per": FETCH} if many else {}
-        found = connection.execute(sql.select(table) if query is None else query, execution_options=options)
-        try:
-            for row in found.mappings():
-                if "crc" in table.c:
-                    first = next(iter(table.primary_key.columns)).name if table is not TABLES.shadow_lanes else "lane"
-                    kind = "lane" if "state" in table.c else f"row of `{table.name}`"
-                    self._check(table, row, f"the stored {kind} {row[first]!r}")
-                if table.name != "run" or row["name"] != "schema":
-                    yield row
-        finally:
-            found.close()
-
     def _now_tables(self) -> Any:
-        return TABLES if self._version == SCHEMA else TABLES_1
+        return TABLES if self._rows.version == SCHEMA else TABLES_1
 
     @property
     def settings(self) -> dict[str, str]:
         """The settings that the stored states depend on."""
         with self._transaction() as connection:
-            rows = self._rows(connection, self._now_tables().run)
+            rows = self._rows.read(connection, self._now_tables().run)
             return {row["name"]: row["value"] for row in sorted(rows, key=lambda row: str(row["name"]))}
 
     def load(self) -> Checkpoint:
@@ -473,13 +347,13 @@ class StateStore:
             return Checkpoint(
                 {
                     row["partition"]: Position.from_json(row["position"])
-                    for row in self._rows(connection, tables.partitions)
+                    for row in self._rows.read(connection, tables.partitions)
                 },
                 {
                     row["output"]: OutputMark(row["mark"], row["identity"])
-                    for row in self._rows(connection, tables.marks)
+                    for row in self._rows.read(connection, tables.marks)
                 },
-                next((json.loads(row["values"]) for row in list(self._rows(connection, tables.counters))), {}),
+                next((json.loads(row["values"]) for row in list(self._rows.read(connection, tables.counters))), {}),
             )
 
     def fetch(self, lanes: Sequence[str], shadow: str | None = None) -> dict[str, LaneRecord]:
@@ -495,7 +369,7 @@ class StateStore:
         with self._transaction() as connection:
             for first in range(0, len(lanes), FETCH):
                 query = sql.select(table).where(table.c.lane.in_(lanes[first : first + FETCH]))
-                for row in self._rows(
+                for row in self._rows.read(
                     connection, table, query if shadow is None else query.where(table.c.shadow == shadow)
                 ):
                     found[row["lane"]] = _record(row)
@@ -508,12 +382,12 @@ class StateStore:
         if shadow is not None:
             query = query.where(table.c.shadow == shadow)
         with self._transaction() as connection:
-            for row in self._rows(connection, table, query, many=True):
+            for row in self._rows.read(connection, table, query, many=True):
                 yield row["lane"], _record(row)
 
     def shadows(self) -> list[str]:
         """Return the names of the shadows that have lanes."""
-        if self._version < SCHEMA:
+        if self._rows.version < SCHEMA:
             return []
         name = TABLES.shadow_lanes.c.shadow
         with self._transaction() as connection:
@@ -561,27 +435,27 @@ class StateStore:
             The database cannot store it.
         """
         with self._writing(self._check_epoch) as connection:
-            (owner,) = self._rows(connection, TABLES.owner)
+            (owner,) = self._rows.read(connection, TABLES.owner)
             number = owner["checkpoint"]
             if number == self._number + 1:  # the last try was stored after all
                 self._number, self._done = number, self._tried
             elif number != self._number:
-                raise self._damaged(f"it holds checkpoint {number}, where {self._number} was the last")
+                raise self._rows.damaged(f"it holds checkpoint {number}, where {self._number} was the last")
             self._tried = len(acted)
-            self._write(connection, TABLES.owner, [self._owner_row(self._epoch, number + 1, owner["tables"])])
+            self._rows.write(connection, TABLES.owner, [self._owner_row(self._epoch, number + 1, owner["tables"])])
             self._renew(connection)
             written = self._write_lanes(connection, TABLES.lanes, lanes, {})
             for shadow, changed in (shadows or {}).items():
                 written += self._write_lanes(connection, TABLES.shadow_lanes, changed, {"shadow": shadow})
             self._write_acted(connection, acted[self._done :])
             places = [{"partition": name, "position": place.to_json()} for name, place in positions.items()]
-            self._write(connection, TABLES.partitions, places)
+            self._rows.write(connection, TABLES.partitions, places)
             # An output that this run leaves out has a gap from here on: its old mark is no place to go on from.
             connection.execute(TABLES.marks.delete().where(TABLES.marks.c.output.not_in(list(marks))))
             marked = [{"output": name, "mark": mark, "identity": identity} for name, (mark, identity) in marks.items()]
-            self._write(connection, TABLES.marks, marked)
+            self._rows.write(connection, TABLES.marks, marked)
             values = json.dumps(counters, separators=(",", ":"))
-            self._write(connection, TABLES.counters, [{"id": 1, "values": values}])
+            self._rows.write(connection, TABLES.counters, [{"id": 1, "values": values}])
         self._number, self._done, self._tried = number + 1, 0, 0
         self._noted()
         return written
@@ -595,7 +469,7 @@ class StateStore:
     ) -> int:
         rest, written = iter(lanes), 0
         while rows := [{**key, **_row(lane, record)} for lane, record in islice(rest, FETCH)]:
-            self._write(connection, table, rows)
+            self._rows.write(connection, table, rows)
             written += len(rows)
         return written
 
@@ -603,24 +477,10 @@ class StateStore:
         if not acted:
             return
         last = connection.execute(sql.select(sql.func.max(TABLES.acted.c.id))).scalar() or 0
-        self._write(connection, TABLES.acted, [{"id": last + n, **each._asdict()} for n, each in enumerate(acted, 1)])
+        made = [{"id": last + n, **each._asdict()} for n, each in enumerate(acted, 1)]
+        self._rows.write(connection, TABLES.acted, made)
         asked = [each.request for each in acted if each.request is not None]
         connection.execute(TABLES.requests.delete().where(TABLES.requests.c.id.in_(asked)))
-
-    def _write(self, connection: Connection, table: sql.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows, each with its checksum, in place of those that have the same key."""
-        if not rows:
-            return
-        insert = insert_of(connection.dialect.name)(table)
-        others = {
-            column.name: insert.excluded[column.name]
-            for column in table.columns
-            if not column.primary_key and column.name != "renewed"
-        }
-        connection.execute(
-            insert.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=others),
-            [{**row, "crc": row_crc(table, row, self._seed)} for row in rows],
-        )
 
     def ask(self, stream: str, action: str) -> int:
         """Ask whoever consumes for an action on a stream; return the request's id. Needs no claim."""
@@ -631,19 +491,19 @@ class StateStore:
             # The number of a request that is done with must not be given again.
             given = (TABLES.requests.c.id, TABLES.acted.c.request)
             made = 1 + max(connection.execute(sql.select(sql.func.max(column))).scalar() or 0 for column in given)
-            self._write(connection, TABLES.requests, [{"id": made, "stream": stream, "action": action}])
+            self._rows.write(connection, TABLES.requests, [{"id": made, "stream": stream, "action": action}])
             return made
 
     def requests(self) -> list[Request]:
         """Return what was asked for and not taken yet, in order."""
         query = sql.select(TABLES.requests).order_by(TABLES.requests.c.id)
         with self._transaction() as connection:
-            rows = self._rows(connection, TABLES.requests, query)
+            rows = self._rows.read(connection, TABLES.requests, query)
             return [Request(row["id"], row["stream"], row["action"]) for row in rows]
 
     def acted(self, stream: str | None = None, *, request: int | None = None) -> list[Acted]:
         """Return the operators' actions that were taken, in order: all, those on a stream, or the one of a request."""
-        if self._version < SCHEMA:
+        if self._rows.version < SCHEMA:
             return []
         query = sql.select(TABLES.acted).order_by(TABLES.acted.c.id)
         if stream is not None:
@@ -651,14 +511,14 @@ class StateStore:
         if request is not None:
             query = query.where(TABLES.acted.c.request == request)
         with self._transaction() as connection:
-            rows = self._rows(connection, TABLES.acted, query)
+            rows = self._rows.read(connection, TABLES.acted, query)
             return [Acted(*(row[name] for name in Acted._fields)) for row in rows]
 
     def _need_current(self) -> None:
-        if self._version < SCHEMA:
+        if self._rows.version < SCHEMA:
             raise StateMismatchError(
-                f"--state {self.url}: the store has schema version {self._version}: `ebbtide run` with this --state "
-                f"brings it up to version {SCHEMA}"
+                f"--state {self.url}: the store has schema version {self._rows.version}: `ebbtide run` with this "
+                f"--state brings it up to version {SCHEMA}"
             )
 
     def close(self) -> None:
