@@ -6,15 +6,17 @@ grow, clear, spill and checkpoint a lane as a whole without knowing what is in i
     resize(capacity)   room for `capacity` slots; rows that exist keep their values, new ones are fresh
     clear(slots)       these rows are fresh again: a lane that starts, or one that was reset
     dump(slots)        one blob a row; a copy, so later updates leave it alone
-    load(slot, blob)   the row back, bit for bit
+    load(slot, blob)   the row back, bit for bit; `load_all` does many at once
     layout             what the blobs hold; two components with the same layout read each other's blobs
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -57,6 +59,11 @@ class LaneState(ABC):
         ValueError
             The blob is not of this layout.
         """
+
+    def load_all(self, slots: Slots, blobs: Sequence[bytes]) -> None:
+        """Fill the rows at `slots` `[n]`, no two the same, from a blob each."""
+        for slot, blob in zip(slots.tolist(), blobs, strict=True):
+            self.load(slot, blob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +108,10 @@ class Columns(LaneState):
     def __init__(self, columns: Mapping[str, Column]):
         self.columns = dict(columns)
         self._arrays = {name: self._fresh(column, 0) for name, column in self.columns.items()}
-        self._row_bytes = sum(
-            np.dtype(column.dtype).itemsize * int(np.prod(column.shape, dtype=np.int64))
-            for column in self.columns.values()
-        )
+        sizes = [np.dtype(column.dtype).itemsize * math.prod(column.shape) for column in self.columns.values()]
+        ends = list(accumulate(sizes, initial=0))
+        self._places = {name: slice(*place) for name, place in zip(self.columns, pairwise(ends), strict=True)}
+        self._row_bytes = ends[-1]
 
     @staticmethod
     def _fresh(column: Column, rows: int) -> npt.NDArray[np.generic]:
@@ -143,10 +150,16 @@ class Columns(LaneState):
 
     def load(self, slot: int, blob: bytes) -> None:
         """Fill one row from its blob."""
-        if len(blob) != self._row_bytes:
-            raise ValueError(f"expected {self._row_bytes} bytes for {self.layout!r}, got {len(blob)}")
-        at = 0
+        self.load_all(np.array([slot]), [blob])
+
+    def load_all(self, slots: Slots, blobs: Sequence[bytes]) -> None:
+        """Fill rows from their blobs, a column at a time."""
+        for blob in blobs:
+            if len(blob) != self._row_bytes:
+                raise ValueError(f"expected {self._row_bytes} bytes for {self.layout!r}, got {len(blob)}")
+        if not self._row_bytes:
+            return
+        packed = np.frombuffer(b"".join(blobs), np.uint8).reshape(len(blobs), self._row_bytes)
         for name, column in self.columns.items():
-            count = int(np.prod(column.shape, dtype=np.int64))
-            self._arrays[name][slot] = np.frombuffer(blob, column.dtype, count, at).reshape(column.shape)
-            at += count * np.dtype(column.dtype).itemsize
+            part = np.ascontiguousarray(packed[:, self._places[name]])
+            self._arrays[name][slots] = part.view(column.dtype).reshape(len(blobs), *column.shape)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -231,7 +231,7 @@ class StatePool:
         slot = self._slots[key]
         for component in self.beside.values():
             component.clear(np.array([slot]))
-        self._import(slot, key, record)
+        self._import({key: slot}, {key: record})
 
     def records(self) -> Iterator[tuple[str, LaneRecord]]:
         """Yield the lanes that changed since the last commit, each a copy."""
@@ -297,17 +297,17 @@ class StatePool:
         self._used = max(self._used, int(slots.max()) + 1)
         for component in self.beside.values():
             component.clear(slots)
-        for place, (key, slot) in enumerate(zip(absent, taken, strict=True)):
-            if key in found:
-                try:
-                    self._import(slot, key, found[key])
-                except BaseException:
-                    self._free.extend(taken[place:])
-                    raise
-                self._moves["in"] += 1
-                self._spilled.pop(key, None)
-            self._slots[key] = slot
-            self._taken[slot] = True
+        given = dict(zip(absent, taken, strict=True))
+        try:
+            self._import(given, found)
+        except BaseException:
+            self._free.extend(taken)
+            raise
+        self._moves["in"] += len(found)
+        for key in found:
+            self._spilled.pop(key, None)
+        self._slots.update(given)
+        self._taken[slots] = True
 
     def _relieve(self, wanted: int) -> None:
         """Spill lanes, but for the `wanted` used last, while what they hold beside their states is over the bound."""
@@ -349,17 +349,29 @@ class StatePool:
                 f"{self.layout}: run with the rank and backbone it was made with, or with another --state"
             )
 
-    def _import(self, slot: int, key: str, record: LaneRecord) -> None:
-        state = np.frombuffer(record.state, np.float32).reshape(self.shape)
-        self.states[slot] = torch.from_numpy(state.copy())
+    def _import(self, given: Mapping[str, int], found: Mapping[str, LaneRecord]) -> None:
+        """Fill slots (lane → slot) from the records of those lanes that have one."""
+        if not found:
+            return
+        slots = np.fromiter((given[key] for key in found), np.int64, len(found))
+        whole = bytearray().join(record.state for record in found.values())
+        states = torch.from_numpy(np.frombuffer(whole, np.float32).reshape(len(found), *self.shape))
+        self.states[torch.from_numpy(slots).to(self.device)] = states.to(self.device)
         for name, component in self.beside.items():
-            if name in record.beside:  # a component that the record does not know starts fresh
-                try:
-                    component.load(slot, record.beside[name])
-                except ValueError as error:
-                    raise StateMismatchError(
-                        f"what is stored beside the state of {key!r} does not fit: {error}"
-                    ) from error
+            known = {key: record.beside[name] for key, record in found.items() if name in record.beside}
+            at = slots if len(known) == len(found) else np.fromiter((given[key] for key in known), np.int64, len(known))
+            try:
+                component.load_all(at, list(known.values()))
+            except ValueError as error:
+                raise StateMismatchError(
+                    f"what is stored beside the state of {_some(known)} does not fit: {error}"
+                ) from error
+
+
+def _some(keys: Iterable[str]) -> str:
+    """Name one of several lanes, or the only one."""
+    first, *others = keys
+    return repr(first) if not others else f"{first!r} or {len(others)} more"
 
 
 def pack(parts: Mapping[str, bytes]) -> bytes:

@@ -214,9 +214,18 @@ _METRICS = (
     ),
     _work("nonfinite_values", "Measured values that were NaN or infinite and went to no detector.", "values"),
     _work("quarantines", "Streams that were put into quarantine: an event would have made numbers that are none."),
+    _work("duplicate_events", "Events whose id was among the last ones of their stream, refused or taken."),
+    _work("late_events", "Events whose time is earlier than that of the event before them in their stream."),
+    _work("recoveries", "Times that a run began at an earlier checkpoint because it was asked to with --recover."),
     # What this process did.
+    _counter("store_copies", "Copies of the state store made by this process, read and found whole."),
+    _counter("store_copy_failures", "Copies of the state store that failed; those before them stand."),
     _counter("checkpoints", "Checkpoints committed by this process."),
     _counter("checkpoint_failures", "Checkpoints that failed and left the stored state as it was."),
+    _counter(
+        "fenced_commits",
+        "Commits, and looks before writing, refused since another consumer has the store; the process ends after it.",
+    ),
     _counter("checkpoint_lanes", "Lanes written by committed checkpoints.", "lanes"),
     _counter("spills", "Lanes moved between the pool and the store, by direction.", "", "direction", ("out", "in")),
     _counter("sink_records", "Records handed to the sink by this process.", "records"),
@@ -237,6 +246,14 @@ _METRICS = (
     _gauge("filed_states", "States that policies hold besides the lanes' own, of live lanes and of shadows."),
     _gauge("filed_bytes", "Bytes reserved for the states that policies hold besides the lanes' own.", "bytes"),
     _gauge("last_checkpoint_timestamp_seconds", "Unix time of the last committed checkpoint, in seconds.", "seconds"),
+    _gauge(
+        "last_store_copy_timestamp_seconds", "Unix time of the last whole copy of the store, in seconds.", "seconds"
+    ),
+    _gauge(
+        "loop_last_turn_timestamp_seconds",
+        "Unix time when the loop last turned, in seconds: it moves on without input too.",
+        "seconds",
+    ),
     _gauge(
         "build_info",
         "Always 1; the labels tell what is running.",

@@ -10,7 +10,8 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from zlib import crc32
 
@@ -92,28 +93,36 @@ class AppendFile:
         fd = self._open_fd(length)
         try:
             self._lock(fd)
-            self._cut(fd, length, identity)
+            with self._named():
+                self._cut(fd, length, identity)
         except BaseException:
             os.close(fd)
             raise
         self._fd, self._written, self._failed = fd, length or 0, False
         self._waiting.clear()
 
-    def _open_fd(self, length: int | None) -> int:
+    def _gone(self, length: int) -> ConfigurationError:
+        return ConfigurationError(
+            f"{self.path}: expected the file of at least {length} bytes that the stored state goes with, got none; "
+            "put it back, or begin anew with another state"
+        )
+
+    def _look(self) -> None:
+        """Refuse what is there and is no file."""
         try:
             status = self.path.stat()
         except FileNotFoundError:
-            if length:
-                raise ConfigurationError(
-                    f"{self.path}: expected the file of at least {length} bytes that the stored state goes with, "
-                    "got none; put it back, or begin anew with another state"
-                ) from None
+            return
         except OSError as error:
             raise ConfigurationError(f"{self.path}: cannot be opened: {error.strerror}") from None
-        else:
-            if not stat.S_ISREG(status.st_mode):
-                kind = "a folder" if stat.S_ISDIR(status.st_mode) else "something else"
-                raise ConfigurationError(f"{self.path}: expected a regular file to append to, got {kind}")
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "something else"
+            raise ConfigurationError(f"{self.path}: expected a regular file to append to, got {kind}")
+
+    def _open_fd(self, length: int | None) -> int:
+        self._look()
+        if length and not self.path.exists():
+            raise self._gone(length)
         try:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
@@ -136,7 +145,27 @@ class AppendFile:
         except OSError:
             pass  # some network file systems have no locks; the lease on the state guards there
 
-    def _cut(self, fd: int, length: int | None, identity: str) -> None:
+    def check(self, length: int, identity: str = "") -> None:
+        """Say whether `open` could go on from there, and neither change nor make anything.
+
+        Raises
+        ------
+        ConfigurationError
+            It could not.
+        """
+        self._look()
+        if not self.path.exists():
+            if length:
+                raise self._gone(length)
+            return
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._compare(fd, length, identity)
+        finally:
+            os.close(fd)
+
+    def _compare(self, fd: int, length: int | None, identity: str) -> None:
+        """Raise where the file is not the one to go on with."""
         size = os.fstat(fd).st_size
         if not length and (length is None or identity not in ("", _identity(fd, 0))):
             if size:
@@ -147,7 +176,7 @@ class AppendFile:
         elif size < length:
             raise ConfigurationError(
                 f"{self.path}: expected at least the {length} bytes that the stored state goes with, got {size}; "
-                "put the file back, or begin anew with another state"
+                "put the file back, go back to a checkpoint before with --recover, or begin anew with another state"
             )
         elif length and self._of_lines and os.pread(fd, 1, length - 1) != b"\n":
             raise ConfigurationError(
@@ -159,14 +188,13 @@ class AppendFile:
                 f"{self.path}: expected the {length} bytes that the stored state goes with, got other ones; this is "
                 "another file than the one written before"
             )
-        elif size > length:
+
+    def _cut(self, fd: int, length: int | None, identity: str) -> None:
+        self._compare(fd, length, identity)
+        if length is not None and os.fstat(fd).st_size > length:
             os.ftruncate(fd, length)
         os.fsync(fd)
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)  # without it a power cut may take a new file's name away
-        finally:
-            os.close(folder)
+        keep_names(self.path.parent)
 
     @property
     def identity(self) -> str:
@@ -191,7 +219,8 @@ class AppendFile:
         self._check()
         self._write()
         try:
-            os.fsync(self._fd)
+            with self._named():
+                os.fsync(self._fd)
         except OSError:
             self._failed = True
             raise
@@ -210,12 +239,55 @@ class AppendFile:
         if self._failed:
             raise OSError(f"{self.path}: an earlier fsync failed, so what the disk holds is unknown; restart the run")
 
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say in an error of the disk which file it is about: what is done on a descriptor does not."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(self.path)
+            raise
+
     def _write(self) -> None:
         while self._waiting:
-            with memoryview(self._waiting) as view:
+            with memoryview(self._waiting) as view, self._named():
                 count = os.write(self._fd, view)
             self._written += count
             del self._waiting[:count]
+
+
+def keep_names(folder: Path) -> None:
+    """Put on the disk which names a folder holds: without it a power cut may take those of new files away."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, so that no power cut takes it away with all that is in it.
+
+    Raises
+    ------
+    OSError
+        It cannot be made.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "run" / "tape"
+    >>> make_folder(folder)
+    >>> make_folder(folder)
+    >>> folder.is_dir()
+    True
+    """
+    above = [folder.parent]  # kept in any case: whoever made the folder may have been killed before it did so
+    while not above[-1].exists():
+        above.append(above[-1].parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in above:
+        keep_names(each)
 
 
 def _identity(fd: int, length: int) -> str:

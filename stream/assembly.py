@@ -121,6 +121,7 @@ def build_engine(
         policy=policy,
         layers=chosen_layers(settings.monitor_layers, writer.layers),
         every=settings.measure_every,
+        window=settings.dedupe_window,
         device=device,
         max_bytes=settings.pool_bytes,
         fetch=fetch,

@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from memory.backbones.backbone import Ids
+from monitors.observations import Flags
 from stream.dead_letters import DeadLetter
 from stream.event import Event
 from stream.sources.source import Chunk, Position
@@ -48,6 +51,10 @@ class MicroBatch:
         Their token ids, one array each.
     dead
         The rejected lines, in input order.
+    origins
+        Where each accepted event stood: a chunk, and the index of its line there.
+    places, dead_places
+        The numbers of the accepted events' lines in this batch, and of the rejected ones.
     positions
         Partition → where to go on after this batch.
     line_count, byte_count
@@ -61,11 +68,59 @@ class MicroBatch:
     events: list[Event] = field(default_factory=list)
     ids: list[Ids] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
+    origins: list[tuple[Chunk, int]] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    dead_places: list[int] = field(default_factory=list)
     positions: dict[str, Position] = field(default_factory=dict)
     line_count: int = 0
     byte_count: int = 0
     token_count: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def refuse(self, refused: Flags, reason: str, detail: str) -> None:
+        """Make rejected lines of some of the events.
+
+        Parameters
+        ----------
+        refused
+            `[n]` bool: which.
+        reason, detail
+            As `DeadLetter` has them.
+        """
+        for row in np.flatnonzero(refused).tolist():
+            chunk, line = self.origins[row]
+            self.dead.append(letter_of(chunk, line, reason, detail))
+            self.dead_places.append(self.places[row])
+            self.token_count -= len(self.ids[row])
+        order = np.argsort(self.dead_places, kind="stable").tolist()
+        self.dead = [self.dead[row] for row in order]
+        self.dead_places = [self.dead_places[row] for row in order]
+        kept = np.flatnonzero(~refused).tolist()
+        self.events = [self.events[row] for row in kept]
+        self.ids = [self.ids[row] for row in kept]
+        self.origins = [self.origins[row] for row in kept]
+        self.places = [self.places[row] for row in kept]
+
+
+def letter_of(chunk: Chunk, line: int, reason: str, detail: str) -> DeadLetter:
+    """Return the dead letter of a line of a chunk.
+
+    Parameters
+    ----------
+    chunk, line
+        The line with this index in it.
+    reason, detail
+        As `DeadLetter` has them.
+    """
+    return DeadLetter(
+        partition=chunk.partition,
+        offset=chunk.line_start(line),
+        line=chunk.first_line + line,
+        reason=reason,
+        detail=detail,
+        raw=chunk.lines[line],
+        length=chunk.length(line),
+    )
 
 
 class Batcher:
@@ -149,6 +204,8 @@ class Batcher:
                 if full:
                     break
                 batch.events.append(prepared.events[self._event])
+                batch.origins.append((chunk, self._line))
+                batch.places.append(batch.line_count + self._line - first)
                 batch.ids.append(ids)
                 batch.token_count += len(ids)
                 self._event += 1
@@ -157,6 +214,7 @@ class Batcher:
                 if full:
                     break
                 batch.dead.append(prepared.dead[self._line])
+                batch.dead_places.append(batch.line_count + self._line - first)
             self._line += 1
         if self._line > first:
             batch.positions[chunk.partition] = chunk.position(self._line)

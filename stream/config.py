@@ -52,6 +52,14 @@ class RunSettings(BaseModel):
     strict: bool = Field(False, description="Refuse events with keys that the contract does not know")
     max_line_bytes: int = Field(1 << 20, ge=64, lt=LINE_CAP, description="Longest line accepted, in bytes")
 
+    dedupe_window: int = Field(
+        64, ge=0, le=4096, description="Ids remembered of each stream, to tell events that come again; 0: none"
+    )
+    duplicates: Literal["refuse", "take"] = Field(
+        "refuse",
+        description="An event whose id is among those: refuse it as a dead letter, or take it in and only count it",
+    )
+
     backbone: str = Field(
         "minilm", description="The frozen model: minilm, hashing, or hf:<folder or hub name> of a causal language model"
     )
@@ -126,6 +134,12 @@ class RunSettings(BaseModel):
     linger: float = Field(0.05, ge=0, le=3600, description="Longest wait for a micro-batch to fill, in seconds")
     checkpoint_every: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="Seconds between checkpoints; 0: after each micro-batch"
+    )
+    copy_every: float = Field(
+        3600.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Seconds between copies of an SQLite store, which --recover goes back to; 0: none",
     )
     drain: float = Field(
         10.0, ge=0, allow_inf_nan=False, description="Deadline for a clean stop after SIGTERM or SIGINT, in seconds"

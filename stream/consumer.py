@@ -24,26 +24,30 @@ import numpy as np
 import structlog
 
 from memory.errors import ConfigurationError
+from memory.lane_state import Slots
 from memory.state_pool import LaneRecord
 from monitors.catalogue import SIGNAL_HISTOGRAMS
 from monitors.forgetting import ForgettingTracker, by_age
 from monitors.metrics import Metrics
 from monitors.policies.policy import ActionKind
+from stream import store_patience
 from stream.assembly import batch_tokens, build_engine, null_model, tape_head
 from stream.batch import Batcher, MicroBatch
 from stream.config import RunSettings
 from stream.dead_letters import DeadLetterFile
 from stream.engine import Engine, Outcome
-from stream.event import EventParser
+from stream.event import EventParser, Reason
 from stream.lag import lags
 from stream.operators import Operators
 from stream.reader import Reader
+from stream.recovery import Recovered, go_back
 from stream.shadows import label_of, open_shadows
 from stream.sinks import JsonlSink, Sink, open_sink
 from stream.sources import FileSource, Source, open_source
 from stream.sources.file_source import ENDINGS
 from stream.sources.source import Position
-from stream.store import AwayError, Checkpoint, OutputMark, PassingError, StateStore
+from stream.store import AwayError, Checkpoint, FencedError, OutputMark, PassingError, StateStore
+from stream.store_copy import StoreCopier
 from stream.tape import TapeWriter
 
 log = structlog.get_logger(__name__)
@@ -52,6 +56,9 @@ T = TypeVar("T")
 
 NO_MARK = (None, "")
 """Where an output begins that the checkpoint does not know."""
+
+DEAD_LETTERS = "dead_letters"
+"""Under which the checkpoint keeps the mark of their file."""
 
 IDLE = 0.2
 """Seconds without input after which the loop looks around: for a signal, or for a checkpoint that is due."""
@@ -114,16 +121,24 @@ class Consumer:
     ----------
     settings
         What to do.
+    recover
+        Whether to go back to an earlier checkpoint where the last one is damaged (`stream.recovery`).
     clock
         Monotonic seconds.
     """
 
-    def __init__(self, settings: RunSettings, *, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, settings: RunSettings, *, recover: bool = False, clock: Callable[[], float] = time.monotonic):
         if settings.source is None:
             raise ConfigurationError("--source is needed: file:PATH or stdin:")
+        if recover and settings.state is None:
+            raise ConfigurationError("--recover: expected a --state to recover, got none")
         self.settings = settings
+        self._recover = recover
         self.metrics = Metrics(publish_on_commit=settings.state is not None)
         self.store: StateStore | None = None
+        self.copier: StoreCopier | None = None
+        self._copies = (0, 0)
+        self._told_of_duplicates = False
         self._asked_at = 0.0
         self.source: Source = open_source(
             settings.source, follow=settings.follow, stdin_continues=settings.stdin_continues
@@ -165,6 +180,7 @@ class Consumer:
         self.last_tick = clock()
         self._clock = clock
         self._stopping = Flag()
+        self._told_at: float | None = None
         self._stop_at: float | None = None
         self._positions: dict[str, Position] = {}
         self._uncommitted = 0
@@ -184,25 +200,44 @@ class Consumer:
         self._open.callback(stopper.join)
         self._open.callback(self._stopping.set)
         checkpoint = Checkpoint()
+        recovered: Recovered | None = None
         if self.settings.state is not None:
-            self.store = StateStore(self.settings.state)
+            if self._recover:
+                recovered = go_back(self.settings.state, self._check_outputs)
+                if recovered is None:
+                    log.info("nothing_to_recover", state=self.settings.state)
+            self.store = StateStore(self.settings.state, patience=self._patience)
             self._open.callback(self.store.close)
             self.store.claim(self.engine.writer.settings, [shadow.name for shadow in self.shadows])
             checkpoint = self.store.load()
             if self.tape is not None:
                 self.operators.remember(self.store.acted())
         self.metrics.restore(checkpoint.counters)
+        if recovered is not None:
+            self.metrics.add("ebbtide_recoveries_total")
+            log.warning(
+                "recovered",
+                checkpoint=recovered.checkpoint,
+                origin=str(recovered.origin),
+                damaged_store=str(recovered.aside),
+                why=recovered.why,
+                hint="the outputs are cut back to it; events since are read again; operators' actions since are gone",
+            )
         if self.sink is not None:
             self.sink.open(*checkpoint.marks.get(self.sink.name, NO_MARK))
             self._open.callback(self.sink.close)
         if self.dead_letters is not None:
-            self.dead_letters.open(*checkpoint.marks.get("dead_letters", NO_MARK))
+            self.dead_letters.open(*checkpoint.marks.get(DEAD_LETTERS, NO_MARK))
             self._open.callback(self.dead_letters.close)
         if self.tape is not None:
             self.tape.open(*checkpoint.marks.get(self.tape.name, NO_MARK))
             self._open.callback(self.tape.close)
         self.source.open(checkpoint.positions)
+        self._positions.update(self.source.beginnings)
         self._open.callback(self.source.close)
+        if self.store is not None and self.store.path is not None:
+            self.copier = StoreCopier(self.store.path, self.settings.copy_every, clock=self._clock)
+            self._open.callback(self.copier.close)
         self.commit()  # killed before its first checkpoint, a run would find its own files and refuse them
         resumed = {name: position.offset for name, position in checkpoint.positions.items()}
         log.info("resumed" if resumed else "started", source=self.settings.source, offsets=resumed)
@@ -222,6 +257,15 @@ class Consumer:
                     f"{path}: expected an output that the source {self.source.path} does not read, got one that it "
                     "would; write it somewhere else"
                 )
+
+    def _check_outputs(self, checkpoint: Checkpoint) -> None:
+        """Raise where an output does not hold a checkpoint (any more)."""
+        outputs = {output.name: output for output in (self.sink, self.tape) if output is not None}
+        for name, mark in checkpoint.marks.items():
+            if name in outputs:
+                outputs[name].check(*mark)
+            elif name == DEAD_LETTERS and self.dead_letters is not None:
+                self.dead_letters.check(*mark)
 
     def _close_source(self) -> None:
         """Once told to stop, close the source, whoever waits for it at that moment: `open`, or the reader."""
@@ -255,6 +299,8 @@ class Consumer:
             if self._uncommitted and (full or now - committed >= self.settings.checkpoint_every):
                 self.commit()
                 committed = self._clock()
+            if self.copier is not None:
+                self._look_at_copies(self.copier)
             self.totals.seconds = now - begun
             each()
             if self._stopping.is_set() and not self._may_go_on(now):
@@ -268,6 +314,16 @@ class Consumer:
             "stopped" if self._stopping.is_set() else "finished", events=self.totals.events, drained=self.totals.drained
         )
         return self.totals
+
+    def _look_at_copies(self, copier: StoreCopier) -> None:
+        copier.look()
+        now = (copier.made, copier.failed)
+        if now != self._copies:
+            self.metrics.add("ebbtide_store_copies_total", now[0] - self._copies[0])
+            self.metrics.add("ebbtide_store_copy_failures_total", now[1] - self._copies[1])
+            if now[0] > self._copies[0]:
+                self.metrics.set("ebbtide_last_store_copy_timestamp_seconds", time.time())
+            self._copies = now
 
     def _act(self, now: float) -> bool:
         """Do what operators asked for, and commit it; say whether there was anything."""
@@ -297,7 +353,15 @@ class Consumer:
 
     def stop(self) -> None:
         """Read no more; what was read is still processed, within the deadline."""
+        if self._told_at is None:
+            self._told_at = self._clock()
         self._stopping.set()
+
+    def _patience(self) -> float:
+        """Seconds for which a database may say nothing: after a stop, no more than is left of its deadline."""
+        if self._told_at is None:
+            return store_patience.SILENCE
+        return max(0.1, min(store_patience.SILENCE, self._told_at + self.settings.drain - self._clock()))
 
     def close(self) -> None:
         """Let go of everything."""
@@ -323,6 +387,9 @@ class Consumer:
         for pause in pauses():
             try:
                 done = work()
+            except FencedError:
+                self.metrics.add("ebbtide_fenced_commits_total")
+                raise
             except (OSError, PassingError) as error:
                 if isinstance(error, OSError) and error.errno not in PASSING:
                     raise
@@ -373,7 +440,7 @@ class Consumer:
             if self.sink is not None:
                 marks[self.sink.name] = OutputMark(self.sink.flush(), self.sink.identity)
             if self.dead_letters is not None:
-                marks["dead_letters"] = OutputMark(self.dead_letters.flush(), self.dead_letters.identity)
+                marks[DEAD_LETTERS] = OutputMark(self.dead_letters.flush(), self.dead_letters.identity)
             if self.tape is not None:
                 marks[self.tape.name] = OutputMark(self.tape.flush(), self.tape.identity)
         if self.store is not None:
@@ -405,17 +472,19 @@ class Consumer:
     def _may_go_on(self, now: float) -> bool:
         """After a stop: whether there is time left for what was read already."""
         if self._stop_at is None:
-            self._stop_at = now
+            self._stop_at = now if self._told_at is None else self._told_at
             self.ready = False
             log.info("draining", deadline_seconds=self.settings.drain, chunks=self.reader.waiting)
         return now - self._stop_at < self.settings.drain
 
     def _take(self, batch: MicroBatch) -> None:
         start = time.perf_counter()
+        with self._timed("pool"):
+            slots = self._sift(batch)
         streams = list(dict.fromkeys(event.stream for event in batch.events)) if self.shadows else []
         for shadow in self.shadows:
             shadow.meet(streams)
-        outcome = self.engine.process(batch.events, batch.ids)
+        outcome = self.engine.process(batch.events, batch.ids, slots)
         for stage, seconds in (outcome.seconds | batch.seconds).items():
             self._spent(stage, seconds)
         with self._timed("shadows"):
@@ -442,6 +511,27 @@ class Consumer:
             self._count(batch, outcome)
             self._compare([outcome, *followed])
             self.metrics.observe("ebbtide_batch_seconds", time.perf_counter() - start)
+
+    def _sift(self, batch: MicroBatch) -> Slots:
+        """Count events that came again, and those out of order; leave out the former, if told to. Return the lanes."""
+        slots, repeated, late = self.engine.sift(batch.events)
+        self.metrics.add("ebbtide_late_events_total", int(late.sum()))
+        if not repeated.any():
+            return slots
+        self.metrics.add("ebbtide_duplicate_events_total", int(repeated.sum()))
+        if self.settings.duplicates == "take":
+            return slots
+        if not self._told_of_duplicates:
+            self._told_of_duplicates = True
+            log.warning(
+                "duplicates_refused",
+                stream=batch.events[int(repeated.argmax())].stream,
+                hint="events whose id their stream had before go to the dead letters; where ids are not one an "
+                "event: --duplicates take",
+            )
+        window = self.settings.dedupe_window
+        batch.refuse(repeated, Reason.DUPLICATE, f"id: expected a new one, got one of the stream's last {window}")
+        return slots[~repeated]
 
     def _count(self, batch: MicroBatch, outcome: Outcome) -> None:
         metrics, pool = self.metrics, self.engine.pool

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 from zlib import crc32
@@ -31,8 +31,10 @@ from monitors.policy_runner import Before, PolicyRunner
 from monitors.retrieval_error import Retrieval, RetrievalErrorMonitor
 from monitors.state_norm import StateNormMonitor
 from monitors.topic_monitors import topic_monitor_for
+from stream.arrivals import Arrivals
 from stream.event import Event
 from stream.quarantine import LIMIT, REASON, Quarantine
+from stream.rounds import rounds
 
 ALARM_NAMES = {"topic_shift_score": "topic_shift"}
 """Alarms are called like their signal, but for this one: the alarm says that a new topic begins."""
@@ -113,6 +115,8 @@ class Engine:
         Those of the memory's layers that the signals come from, in order; None: all.
     every
         Probes and σ₁ are looked at on one of a lane's events in so many (`monitors.turns`).
+    window
+        Ids that are remembered of each stream, to tell events that come again (`Arrivals`); None: `sift` is not used.
     device, capacity, max_bytes, fetch
         For the state pool.
     clock
@@ -127,6 +131,7 @@ class Engine:
         policy: Policy,
         layers: Sequence[int] | None = None,
         every: int = 1,
+        window: int | None = None,
         device: torch.device | str = "cpu",
         capacity: int = 1024,
         max_bytes: int = 4 << 30,
@@ -163,6 +168,7 @@ class Engine:
             }
         )
         self.quarantine = Quarantine()
+        self.arrivals = None if window is None else Arrivals(window)
         self._clock = clock
         self.pool = StatePool(
             writer.layers,
@@ -185,6 +191,8 @@ class Engine:
             ("probes", "", self.retrieval.lanes),
             *((name, self.policy.model_dump_json(), lanes) for name, lanes in self.runner.beside.items()),
         ]
+        if self.arrivals is not None:
+            parts.append(("arrivals", "", self.arrivals.lanes))
         if self.topic is not None:
             parts.append(("topic", self.topic.settings, self.topic.lanes))
         if self.writer.lanes is not None:
@@ -193,24 +201,56 @@ class Engine:
             parts.append((f"detector.{signal}", detector.model_dump_json(), self.detector_lanes[signal]))
         return {f"{name}/{_digest(settings + lanes.layout)}": lanes for name, settings, lanes in parts}
 
-    def process(self, events: Sequence[Event], ids: Sequence[Ids]) -> Outcome:
-        """Take in n events, in order; an event's tokens are `ids[i]`, `[length]` int64."""
+    def sift(self, events: Sequence[Event]) -> tuple[Slots, Flags, Flags]:
+        """Look at n events before they are processed, in order, and once each.
+
+        Returns
+        -------
+        slots
+            `[n]` int64: their lanes.
+        repeated
+            `[n]` bool: those whose id was among the last ones of their stream.
+        late
+            `[n]` bool: those of the others whose time is earlier than that of the event before them in their stream.
+        """
+        if self.arrivals is None:
+            raise ValueError("expected an engine that was given a window, got one without")
+        slots = self._lanes_of(events)
+        return slots, *self.arrivals.take(slots, events)
+
+    def _lanes_of(self, events: Sequence[Event]) -> Slots:
+        names = list(dict.fromkeys(event.stream for event in events))
+        by_name = dict(zip(names, self.pool.acquire(names).tolist(), strict=True))
+        return np.fromiter((by_name[event.stream] for event in events), np.int64, len(events))
+
+    def process(self, events: Sequence[Event], ids: Sequence[Ids], slots: Slots | None = None) -> Outcome:
+        """Take in n events, in order.
+
+        Parameters
+        ----------
+        events
+            The events.
+        ids
+            Their tokens, `[length]` int64 each.
+        slots
+            `[n]` int64: their lanes, as `sift` gave them; None: not known yet.
+        """
         # Many small operations: waking torch's threads for each would cost more than they do.
         with torch_threads(1):
-            return self._process(events, ids)
+            return self._process(events, ids, slots)
 
-    def _process(self, events: Sequence[Event], ids: Sequence[Ids]) -> Outcome:
+    def _process(self, events: Sequence[Event], ids: Sequence[Ids], slots: Slots | None) -> Outcome:
         n, stages = len(events), Stages(self._clock)
         lengths = np.fromiter((len(row) for row in ids), np.int64, n)
         outcome = Outcome(events, np.zeros(n, np.int64), lengths, {}, {}, Actions.keep(n), seconds=stages.seconds)
         if not n:
+            outcome.signals = {name: np.empty(0) for name in SIGNALS}
             return outcome
         batch = self.writer.begin(ids, stages)
-        with stages("pool"):
-            names = list(dict.fromkeys(event.stream for event in events))
-            by_name = dict(zip(names, self.pool.acquire(names).tolist(), strict=True))
-            slots = np.fromiter((by_name[event.stream] for event in events), np.int64, n)
-        for index in _rounds(slots):
+        if slots is None:
+            with stages("pool"):
+                slots = self._lanes_of(events)
+        for index in rounds(slots):
             self._round(index, slots[index], [ids[event] for event in index], batch, outcome, stages)
         outcome.nonfinite += batch.nonfinite
         if self.writer.keeps_rows:
@@ -433,21 +473,6 @@ class Engine:
         self.last["action"][slots] = actions.kind
         alarmed = np.logical_or.reduce(list(observed.alarms.values()))
         self.last["alarm_seq"][slots[alarmed]] = seq[alarmed]
-
-
-def _rounds(slots: Slots) -> Iterator[Slots]:
-    """Yield the indices of each lane's first event, then of each lane's second, and so on.
-
-    >>> [index.tolist() for index in _rounds(np.array([7, 3, 7, 7, 3]))]
-    [[0, 1], [2, 4], [3]]
-    """
-    order = np.argsort(slots, kind="stable")
-    place = np.arange(len(slots))
-    begins = np.concatenate([[True], np.diff(slots[order]) != 0])
-    turn = np.empty(len(slots), np.int64)
-    turn[order] = place - np.maximum.accumulate(np.where(begins, place, 0))
-    for number in range(int(turn.max()) + 1):
-        yield np.flatnonzero(turn == number)
 
 
 def _digest(text: str) -> str:

@@ -92,6 +92,8 @@ class Reason(StrEnum):
     """A key that is not in the contract, under a strict parser."""
     CORRUPT_COMPRESSION = "corrupt_compression"
     """Said by a source, not by the parser: a compressed file is damaged or cut short, and was read up to there."""
+    DUPLICATE = "duplicate"
+    """Said by the loop, not by the parser: an event with the same ``id`` was among the last ones of its stream."""
 
 
 @dataclass(slots=True)

@@ -47,7 +47,10 @@ def seconds_of(ts: str | float | None) -> float | None:
     if not isinstance(ts, str):
         return None if ts is None else float(ts)
     try:
-        time = datetime.fromisoformat(ts.replace("t", "T").replace("z", "Z"))
+        time = datetime.fromisoformat(ts)
     except ValueError:
-        return None
+        try:
+            time = datetime.fromisoformat(ts.upper())
+        except ValueError:
+            return None
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()

@@ -7,6 +7,8 @@ import sys
 
 import structlog
 
+from stream.side_output import PatientHandler, is_pipe
+
 
 def set_up_logs(form: str, level: str) -> None:
     """Send the logs of Ebbtide, and the warnings of the libraries that it uses, to standard error.
@@ -35,14 +37,19 @@ def set_up_logs(form: str, level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    # Who reads the log must not be able to stop the run: a terminal or a file is written to at once, a pipe is not.
+    handler: logging.Handler = PatientHandler(sys.stderr) if is_pipe(sys.stderr) else logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
         )
     )
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        if isinstance(old, PatientHandler):
+            old.close()
+    root.addHandler(handler)
     root.setLevel(logging.WARNING)
     for ours in ("memory", "monitors", "dashboards", "stream"):
         logging.getLogger(ours).setLevel(level.upper())

@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from memory.backbones.backbone import Backbone, Ids
-from stream.batch import Prepared
+from stream.batch import Prepared, letter_of
 from stream.dead_letters import DeadLetter
 from stream.event import Event, EventParser, Rejection
 from stream.sources.source import Chunk, EndOfInput, Source
@@ -98,15 +98,7 @@ class Reader:
         for index, line in enumerate(chunk.lines):
             outcome = chunk.faults.get(index) or parse(line)
             if isinstance(outcome, Rejection):
-                dead[index] = DeadLetter(
-                    partition=chunk.partition,
-                    offset=chunk.line_start(index),
-                    line=chunk.first_line + index,
-                    reason=outcome.reason,
-                    detail=outcome.detail,
-                    raw=line,
-                    length=chunk.length(index),
-                )
+                dead[index] = letter_of(chunk, index, outcome.reason, outcome.detail)
             else:
                 events.append(outcome)
                 lines.append(index)

@@ -66,6 +66,9 @@ class ConsumerService:
     def _refresh(self) -> None:
         metrics, engine = self._consumer.metrics, self._consumer.engine
         metrics.set("ebbtide_ready", int(self.ready()[0]))
+        # Looked at from here, not by the loop: they are for when the loop stands.
+        metrics.set("ebbtide_loop_last_turn_timestamp_seconds", time.time() - self._still())
+        metrics.set("ebbtide_queue_depth", self._consumer.reader.waiting, "reader")
         slots = engine.pool.slot_array()
         metrics.set("ebbtide_streams_quarantined", int(engine.quarantine.holds(slots).sum()))
         metrics.set("ebbtide_pool_limit_bytes", engine.pool.max_bytes)
@@ -80,8 +83,12 @@ class ConsumerService:
 
     def healthy(self) -> tuple[bool, str]:
         """Say whether the loop turns."""
-        still = time.monotonic() - self._consumer.last_tick
+        still = self._still()
         return still < STALL, f"the loop last turned {still:.1f} s ago"
+
+    def _still(self) -> float:
+        """Seconds since the loop last turned."""
+        return time.monotonic() - self._consumer.last_tick
 
     def ready(self) -> tuple[bool, str]:
         """Say whether state is restored, the source open, and no stop under way."""

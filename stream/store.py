@@ -12,7 +12,7 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,8 @@ from sqlalchemy.engine import Connection
 
 from memory.errors import ConfigurationError, StateMismatchError
 from memory.state_pool import LaneRecord, pack, unpack
-from stream import store_lease
+from stream import store_lease, store_patience
+from stream.append_file import make_folder
 from stream.sources.source import Position
 from stream.store_database import WRITES, connect, shown
 from stream.store_errors import (
@@ -38,6 +39,7 @@ from stream.store_errors import (
     kind_of,
     told,
 )
+from stream.store_files import copy_paths
 from stream.store_lease import FileLease, Note, SessionLease
 from stream.store_migration import bring_up
 from stream.store_records import Acted, Checkpoint, OutputMark, Request
@@ -57,6 +59,9 @@ __all__ = [
     "StateStore",
 ]
 
+FORGETTING = "forgetting"
+"""The row of `run` that an interrupted `ebbtide forget` leaves: what is left to do, and no stream's name."""
+
 
 class StateStore:
     """Lanes and checkpoints in a database.
@@ -74,6 +79,10 @@ class StateStore:
         An SQLAlchemy URL, such as ``sqlite:///run/state.db`` or ``postgresql+psycopg://user@host/database``.
     create
         Whether a store that does not exist is made.
+    patience
+        Gives the seconds for which a database server may say nothing.
+    any_checkpoint
+        Whether an earlier checkpoint than the last one known of will do, where somebody asked for that.
 
     Raises
     ------
@@ -85,11 +94,18 @@ class StateStore:
         The store is not what was written.
     """
 
-    def __init__(self, url: str, *, create: bool = True):
+    def __init__(
+        self,
+        url: str,
+        *,
+        create: bool = True,
+        patience: Callable[[], float] = store_patience.usual,
+        any_checkpoint: bool = False,
+    ):
         self._epoch = self._number = 0
         self._done = self._tried = 0  # of the operators' actions that are given again: stored already, given last
         self._held_at = 0.0
-        self._database = connect(url)
+        self._database = connect(url, patience)
         self.url = shown(url)
         self._rows = CheckedRows(self.url)
         self._file: FileLease | None = None
@@ -99,7 +115,7 @@ class StateStore:
         else:
             self._session = SessionLease(self._database, self.url)
         # Before the store is looked into: a run that goes on meanwhile moves both, the store first.
-        note = self._file.note() if self._file is not None else None
+        note = self._file.note() if self._file is not None and not any_checkpoint else None
         try:
             with self._database.connect().execution_options(**{WRITES: create}) as connection, connection.begin():
                 self._check_version(connection, create, note)
@@ -124,8 +140,9 @@ class StateStore:
         path = Path(name)
         try:
             if create:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 if not path.exists():
+                    self._refuse_lost(path)
                     FileLease(path).forget()
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             elif not path.exists():
@@ -135,6 +152,11 @@ class StateStore:
                 f"--state {self.url}: expected a file that can be written, got {error.strerror}: {error.filename}"
             ) from None
         return path
+
+    def _refuse_lost(self, path: Path) -> None:
+        copies = [copy.name for copy in copy_paths(path) if copy.exists()]
+        if copies:
+            raise self._rows.damaged(f"it is gone, and {' and '.join(copies)} are there: remove them to begin anew")
 
     def _check_version(self, connection: Connection, create: bool, note: Note | None) -> None:
         names = set(sql.inspect(connection).get_table_names())
@@ -218,11 +240,7 @@ class StateStore:
         DamagedError
             A row fails its checksum.
         """
-        with told(self.url):
-            if self._file is not None:
-                self._file.take(self.url)
-            elif self._session is not None:
-                self._session.take()
+        self._take()
         self._log_ahead()
         with self._writing(lambda connection: None) as connection:
             stored = {}
@@ -235,6 +253,11 @@ class StateStore:
                         f"--state {self.url} was made with {name} {stored.get(name)}, but this run has {name} {value}: "
                         f"give it {name} {stored.get(name)}, or start with another --state"
                     )
+            if FORGETTING in stored and FORGETTING not in settings:
+                raise ConfigurationError(
+                    f"--state {self.url}: `ebbtide forget` was interrupted here: give that command again, which "
+                    "finishes it; until then the outputs are not those that the store goes with"
+                )
             if self._rows.version < SCHEMA:
                 epoch = bring_up(connection, self._rows)
                 self._rows.write(connection, TABLES.owner, [self._owner_row(epoch, 0, self._made_as(connection))])
@@ -250,12 +273,77 @@ class StateStore:
         self._epoch, self._number, self._done, self._tried = epoch, number, 0, 0
         self._noted()
 
+    def _take(self) -> None:
+        with told(self.url):
+            if self._file is not None:
+                self._file.take(self.url)
+            elif self._session is not None:
+                self._session.take()
+
+    def lock(self) -> None:
+        """Keep every consumer from the store, and change nothing in it.
+
+        Raises
+        ------
+        ConfigurationError
+            A consumer is using it.
+        StateMismatchError
+            It is of an earlier version.
+        """
+        self._need_current()
+        self._take()
+
+    def change(self, work: Callable[[Connection, CheckedRows], None]) -> None:
+        """Change rows as the one consumer that may, in one transaction, which becomes a checkpoint of its own.
+
+        Parameters
+        ----------
+        work
+            Called with the transaction and what writes rows into it.
+        """
+        with self._writing(self._check_epoch) as connection:
+            (owner,) = self._rows.read(connection, TABLES.owner)
+            number = owner["checkpoint"] + 1
+            self._rows.write(connection, TABLES.owner, [self._owner_row(self._epoch, number, owner["tables"])])
+            work(connection, self._rows)
+        self._number = number
+        self._noted()
+
+    @property
+    def database(self) -> sql.Engine:
+        """The database itself, for what no transaction can do."""
+        return self._database
+
     def _check_all(self, connection: Connection) -> None:
         """Check each row of an SQLite store, once for each run: no lane is found damaged in the midst of it."""
         if self._file is not None:
-            for table in TABLES:
+            for table in self._now_tables():
                 for _ in self._rows.read(connection, table, many=True):
                     pass
+
+    def check(self) -> int:
+        """Read every row; return the number of the checkpoint.
+
+        Raises
+        ------
+        DamagedError
+            A row fails its checksum.
+        """
+        self._need_current()
+        with self._transaction() as connection:
+            self._check_all(connection)
+            (owner,) = self._rows.read(connection, TABLES.owner)
+            return int(owner["checkpoint"])
+
+    @property
+    def path(self) -> Path | None:
+        """The file of an SQLite store."""
+        return Path(str(self._database.url.database)) if self._file is not None else None
+
+    @property
+    def identity(self) -> str:
+        """What tells this store, and the copies of it, from another."""
+        return self._rows.identity
 
     def _renew(self, connection: Connection) -> None:
         if self._session is not None:
@@ -326,7 +414,9 @@ class StateStore:
                 driver = connection.connection.driver_connection
                 assert driver is not None
                 try:
-                    driver.execute("PRAGMA journal_mode=WAL")
+                    (mode,) = driver.execute("PRAGMA journal_mode=WAL").fetchone()
+                    if mode != "wal":
+                        raise sqlite3.OperationalError(f"the journal mode stays {mode}")
                 except sqlite3.Error as error:
                     raise sql.exc.OperationalError("PRAGMA journal_mode=WAL", {}, error) from error
 

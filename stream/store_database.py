@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection, Engine
 
 from memory.errors import ConfigurationError
+from stream import store_patience
 from stream.store_errors import first_line
 
 WRITES = "ebbtide_writes"
 """Execution option of a transaction that writes: SQLite is asked for the right to at its begin, not halfway."""
 
 
-def connect(url: str) -> Engine:
+def connect(url: str, patience: Callable[[], float] = store_patience.usual) -> Engine:
     """Return the database of a URL, without asking it for anything yet.
+
+    Parameters
+    ----------
+    url
+        SQLAlchemy's.
+    patience
+        Gives the seconds for which a server may say nothing; then its connection counts as cut.
 
     Raises
     ------
@@ -29,6 +38,8 @@ def connect(url: str) -> Engine:
             raise ConfigurationError(
                 f"--state {shown(url)}: expected postgresql+psycopg://, the driver that is tested, got {name}://"
             )
+        if name == "postgresql+psycopg":
+            url.encode()  # what is no text can be a file's name, but no server's, user's or password
         database = sql.create_engine(url, **_options(url, name))
     except (sql.exc.ArgumentError, sql.exc.NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "psycopg":
@@ -43,7 +54,7 @@ def connect(url: str) -> Engine:
     if database.dialect.name == "sqlite":
         _set_up_sqlite(database)
     else:
-        _set_up_postgres(database)
+        _set_up_postgres(database, patience)
     return database
 
 
@@ -80,7 +91,11 @@ def _set_up_sqlite(database: Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _set_up_postgres(database: Engine) -> None:
+def _set_up_postgres(database: Engine, patience: Callable[[], float]) -> None:
+    @sql.event.listens_for(database, "do_connect")
+    def _connect(dialect: Any, record: Any, arguments: Any, options: Any) -> Any:
+        return store_patience.connection_type(patience).connect(*arguments, **options)
+
     @sql.event.listens_for(database, "connect")
     def _set_up(connection: Any, _: Any) -> None:
         before, connection.autocommit = connection.autocommit, True

@@ -18,7 +18,7 @@ import sqlalchemy as sql
 
 from memory.errors import EbbtideError
 
-REPAIR = "restore a copy of it, or start with another --state"
+REPAIR = "`ebbtide run --recover` goes back to the last good checkpoint; or start with another --state"
 """What to do about a damaged store."""
 
 

@@ -192,7 +192,10 @@ class SessionLease:
             except ConfigurationError as error:
                 with self._database.connect() as other:
                     check(other)
-                raise AwayError(str(error)) from None
+                raise AwayError(
+                    f"--state {self._shown}: the server keeps the store for a connection of this run that was cut and "
+                    "that it has not ended yet, or for another run that has just begun"
+                ) from error
         connection = self._connection
         assert connection is not None
         try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from stream.consumer import Consumer, Totals
+from stream.side_output import tell
 
 
 def print_summary(consumer: Consumer, totals: Totals) -> None:
@@ -40,7 +43,10 @@ def print_summary(consumer: Consumer, totals: Totals) -> None:
     row("state", settings.state or "none (--state sqlite:///PATH keeps it)")
     if not totals.drained:
         row("stopped", "before all that was read was processed; the same command goes on from there")
-    Console().print(table)
+    console = Console()
+    with console.capture() as captured:
+        console.print(table)
+    tell(captured.get(), sys.stdout)
 
 
 def _side_by_side(consumer: Consumer) -> str:

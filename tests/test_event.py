@@ -116,7 +116,13 @@ def test_each_bad_line_has_its_reason(bad: bytes, expected: Reason) -> None:
 def test_every_reason_of_the_parser_is_tested_above() -> None:
     marks = test_each_bad_line_has_its_reason.pytestmark  # type: ignore[attr-defined]
     tested = {expected for _, expected in marks[0].args[1]}
-    elsewhere = {Reason.TOO_LONG, Reason.UNKNOWN_KEY, Reason.BAD_TIMESTAMP, Reason.CORRUPT_COMPRESSION}
+    elsewhere = {
+        Reason.TOO_LONG,
+        Reason.UNKNOWN_KEY,
+        Reason.BAD_TIMESTAMP,
+        Reason.CORRUPT_COMPRESSION,
+        Reason.DUPLICATE,
+    }
     assert tested | elsewhere == set(Reason)
 
 

@@ -29,6 +29,9 @@ PERSISTENT = {
     "ebbtide_policy_actions_total",
     "ebbtide_nonfinite_values_total",
     "ebbtide_quarantines_total",
+    "ebbtide_duplicate_events_total",
+    "ebbtide_late_events_total",
+    "ebbtide_recoveries_total",
 }
 
 

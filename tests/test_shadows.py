@@ -77,9 +77,12 @@ def states(records: dict[str, LaneRecord]) -> dict[str, bytes]:
 
 
 def without_topic(records: dict[str, LaneRecord]) -> dict[str, LaneRecord]:
-    """Leave out what a shadow need not keep: the score of a topic shift depends on no policy."""
+    """Leave out what a shadow need not keep: no policy moves the score of a topic shift, or how events arrived."""
     return {
-        name: replace(record, beside={part: blob for part, blob in record.beside.items() if part[:5] != "topic"})
+        name: replace(
+            record,
+            beside={part: blob for part, blob in record.beside.items() if not part.startswith(("topic/", "arrivals/"))},
+        )
         for name, record in records.items()
     }
 

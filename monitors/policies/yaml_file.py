@@ -61,6 +61,8 @@ def read_yaml(path: Path) -> Any:
         raise ConfigurationError(f"{path}: expected a YAML file that can be read, got {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path}: expected YAML in UTF-8, got byte {error.start}: {error.reason}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: expected YAML, got brackets or lists nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""

@@ -27,6 +27,13 @@ def run(
     file: Annotated[
         Path | None, typer.Option("--config", envvar=CONFIG_VARIABLE, help="Options as YAML, such as `rank: 32`")
     ] = None,
+    recover: Annotated[
+        bool,
+        typer.Option(
+            "--recover",
+            help="Where the state store or an output is damaged, go back to the last good checkpoint, this once",
+        ),
+    ] = False,
 ) -> None:
     """Consume a stream: feed the memory, measure its health, let the policy act, export everything.
 
@@ -48,7 +55,7 @@ def run(
         set_threads(settings.threads)
     with ExitStack() as stack:
         server = _listen(settings, stack)
-        consumer = Consumer(settings)
+        consumer = Consumer(settings, recover=recover)
         stack.callback(consumer.close)
         stack.enter_context(_stopped_by_signals(consumer))
         consumer.open()

@@ -15,7 +15,7 @@ from memory.errors import ConfigurationError
 from monitors.observations import SIGNALS, Floats
 from stream.tape import TapeReader
 from stream.tape.format import TapeHead
-from stream.tape.tape_writer import parts_of
+from stream.tape.parts import parts_of
 
 Integers = npt.NDArray[np.int64]
 

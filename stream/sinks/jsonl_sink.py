@@ -48,6 +48,10 @@ class JsonlSink(Sink):
         """Open the file, cut to `mark` bytes."""
         self._file.open(mark, identity)
 
+    def check(self, mark: int, identity: str = "") -> None:
+        """Say whether the file could be cut to `mark` bytes."""
+        self._file.check(mark, identity)
+
     def write(self, outcome: Outcome) -> None:
         """Append one line for each event."""
         self._file.append(b"".join(to_json(record, inf_nan_mode="null") + b"\n" for record in records(outcome)))

@@ -16,6 +16,8 @@ class Sink(ABC):
     3. ``flush() -> mark`` before each checkpoint: everything written is safe now, and `mark` goes into the checkpoint
        with `identity`.
     4. ``close()``: what was written after the last flush may be dropped.
+
+    ``check(mark, identity)`` may be asked of one that is not open.
     """
 
     @property
@@ -26,6 +28,16 @@ class Sink(ABC):
     @abstractmethod
     def open(self, mark: int | None, identity: str = "") -> None:
         """Begin, or go on after `mark` in the output that had this identity."""
+
+    @abstractmethod
+    def check(self, mark: int, identity: str = "") -> None:
+        """Say whether `open` could go on from there, and neither change nor make anything.
+
+        Raises
+        ------
+        ConfigurationError
+            It could not.
+        """
 
     @property
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from zlib import crc32
 
 from pydantic import JsonValue, ValidationError
@@ -10,6 +11,7 @@ from pydantic import JsonValue, ValidationError
 from memory.errors import ConfigurationError
 from stream.sources.earlier import Earlier
 from stream.sources.file_identity import TAIL_BYTES, FileIdentity
+from stream.sources.siblings import look
 from stream.sources.source import Chunk, Mark, Position
 
 
@@ -54,6 +56,25 @@ class FileMark(Mark):
     def identity(self, chunk: Chunk, count: int) -> dict[str, JsonValue]:
         """Return it as JSON."""
         return self.identify(chunk, count).model_dump(mode="json")
+
+
+def beginning_of(path: Path) -> Position | None:
+    """Return the position before the first line of a file; None if it is not there."""
+    found = look(path)
+    if found is None:
+        return None
+    identity = FileIdentity(
+        base=0,
+        name=path.name,
+        device=found.device,
+        inode=found.inode,
+        size=found.size,
+        head_length=0,
+        head_crc=0,
+        tail_length=0,
+        tail_crc=0,
+    )
+    return Position(offset=0, lines=0, identity=identity.model_dump(mode="json"))
 
 
 @dataclass(frozen=True, slots=True)

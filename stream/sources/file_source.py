@@ -15,6 +15,7 @@ import structlog
 from memory.errors import ConfigurationError
 from stream.sources.byte_stream import COMPRESSED
 from stream.sources.file_log import FileLog, Step
+from stream.sources.file_mark import beginning_of
 from stream.sources.follow import FollowSettings
 from stream.sources.open_file import open_readonly
 from stream.sources.siblings import Found, look
@@ -87,6 +88,12 @@ class FileSource(Source):
         self._backlog = 0
         self._backlog_until = 0.0
         self._final_backlog: int | None = None  # when it was closed
+        self._beginnings: dict[str, Position] = {}
+
+    @property
+    def beginnings(self) -> Mapping[str, Position]:
+        """That of a followed log that begins anew."""
+        return self._beginnings
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
@@ -149,7 +156,12 @@ class FileSource(Source):
                 "read the same source as before, or begin anew with another state"
             )
         self._logs = [only]
-        only.open(positions.get(only.partition))
+        position = positions.get(only.partition)
+        if position is None and self.follow is not None:
+            position = beginning_of(self.path)
+            if position is not None:
+                self._beginnings = {only.partition: position}
+        only.open(position)
 
     def _open_folder(self, positions: Mapping[str, Position]) -> None:
         paths = {partition_name(path): path for path in self._listing() if look(path) is not None}

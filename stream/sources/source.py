@@ -190,6 +190,14 @@ class Source(ABC):
                 self._close()
                 raise
 
+    @property
+    def beginnings(self) -> Mapping[str, Position]:
+        """Positions before the first line, of partitions that begin anew and whose file may be renamed meanwhile.
+
+        Stored by the first checkpoint: a file that is renamed before a line of it is committed is found again.
+        """
+        return {}
+
     def read(self, timeout: float) -> Chunk | None:
         """Return the next chunk, or None when none came within `timeout` seconds (0: what is there now).
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from memory.errors import ConfigurationError, EbbtideError
 from stream.tape.format import VERSION, TapeHead, checksum, schema_of
-from stream.tape.tape_writer import parts_of
+from stream.tape.parts import number_of, parts_of
 
 
 class TapeReader:
@@ -29,6 +29,8 @@ class TapeReader:
         Of the run that was recorded.
     torn
         With `partial`: the part that ends in the middle of a record batch, once it was come to.
+    at
+        Up to where the tape was read and is sound: a part's number, and bytes of it.
 
     Raises
     ------
@@ -41,7 +43,8 @@ class TapeReader:
         if not self._parts:
             raise ConfigurationError(f"{folder}: expected the folder of a tape, as --tape DIR writes, got none")
         self.torn: Path | None = None
-        numbers = [int(part.name[len("part-") : -len(".arrows")]) for part in self._parts]
+        self.at = (0, 0)
+        numbers = [number_of(part) for part in self._parts]
         if numbers != list(range(numbers[0], numbers[-1] + 1)):
             raise ConfigurationError(f"{folder}: expected parts with numbers that follow each other, got {numbers}")
         self.head, self._schema = _read_head(self._parts[0])
@@ -70,6 +73,7 @@ class TapeReader:
             )
         while True:
             place = file.tell()
+            self.at = (number_of(part), place)
             try:
                 batch, about = reader.read_next_batch_with_custom_metadata()
             except StopIteration:
@@ -96,6 +100,7 @@ class TapeReader:
                 what = "is not where it was written" if moved else "fails its checksum"
                 raise EbbtideError(f"{part}: record batch {number} {what}: the file was damaged; {MEND}")
             number += 1
+            self.at = (number_of(part), file.tell())
             yield batch
 
 

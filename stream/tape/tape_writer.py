@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 
-from memory.errors import ConfigurationError
-from stream.append_file import AppendFile
+from memory.errors import ConfigurationError, EbbtideError
+from stream.append_file import AppendFile, make_folder
 from stream.engine import Outcome
 from stream.sinks.sink import Sink
 from stream.tape.format import Encoder, TapeHead, schema_of, to_batch
+from stream.tape.parts import number_of, part_path, parts_of
+from stream.tape.tape_reader import TapeReader
 
 PART_BYTES = 1 << 30
 """A part of a tape is not added to once it has this many bytes: what is no longer needed can be deleted by parts."""
 
 _SHIFT = 44
 """A mark holds the part's number above this many bits, and its length below."""
-
-PART = re.compile(r"part-(\d{6})\.arrows")
 
 
 class TapeWriter(Sink):
@@ -67,21 +66,30 @@ class TapeWriter(Sink):
     def open(self, mark: int | None, identity: str = "") -> None:
         """Begin, or cut the tape back to a checkpoint."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         except OSError as error:
             raise ConfigurationError(f"--tape {self.folder}: cannot be made: {error.strerror}") from None
         parts = parts_of(self.folder)
-        if mark is None and parts:
+        begun = mark is None and [part.name for part in parts] == [self._part(0).path.name] and self._is_bare(parts[0])
+        if mark is None and parts and not begun:
             raise ConfigurationError(
                 f"--tape {self.folder}: expected a new or empty folder for a fresh start, got one with {len(parts)} "
                 "parts of a tape; name another (a tape is never overwritten)"
             )
         number, length = divmod(mark or 0, 1 << _SHIFT)
-        self._open_part(number, length if mark is not None else None, identity)
+        # Killed before its first checkpoint, a run leaves a part without rows: that is begun anew.
+        self._open_part(number, length if mark is not None or begun else None, identity)
         for later in parts:
-            if int(PART.fullmatch(later.name)[1]) > number:  # type: ignore[index]
+            if number_of(later) > number:
                 later.unlink()  # begun after the checkpoint
         self._is_open = True
+
+    def _is_bare(self, part: Path) -> bool:
+        """Whether a part holds at most this run's head, or what a power cut left of that."""
+        head = self._encoder.head
+        if part.stat().st_size > len(head):
+            return False
+        return all(byte in (0, meant) for byte, meant in zip(part.read_bytes(), head, strict=False))
 
     def _open_part(self, number: int, length: int | None, identity: str) -> None:
         self._number, self._file = number, self._part(number)
@@ -94,8 +102,23 @@ class TapeWriter(Sink):
                 f"--tape {self.folder}: it was recorded under other settings; give this run its own tape"
             )
 
+    def check(self, mark: int, identity: str = "") -> None:
+        """Read all of the tape up to a mark, and say whether it is as it was written."""
+        number, length = divmod(mark, 1 << _SHIFT)
+        self._part(number).check(length, identity)
+        if not length:
+            return
+        reader = TapeReader(self.folder, partial=True)
+        try:
+            for _ in reader.batches():
+                if reader.at >= (number, length):
+                    break
+        except EbbtideError as error:
+            if reader.at < (number, length):
+                raise ConfigurationError(str(error)) from None
+
     def _part(self, number: int) -> AppendFile:
-        return AppendFile(self.folder / f"part-{number:06d}.arrows", of_lines=False)
+        return AppendFile(part_path(self.folder, number), of_lines=False)
 
     def write(self, outcome: Outcome) -> None:
         """Append a micro-batch: begun here, and done at the latest when the next one is begun, or at `flush`."""
@@ -131,11 +154,6 @@ class TapeWriter(Sink):
         if self._is_open:
             self._file.close()
             self._is_open = False
-
-
-def parts_of(folder: Path) -> list[Path]:
-    """Return a tape's parts, in order."""
-    return sorted(path for path in folder.iterdir() if PART.fullmatch(path.name)) if folder.is_dir() else []
 
 
 def _head_of(path: Path) -> bytes:

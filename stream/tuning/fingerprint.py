@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stream.many import LoadedTape
-from stream.tape.tape_writer import parts_of
+from stream.tape.parts import parts_of
 from stream.tuning.settings import TuneSettings
 from stream.tuning.space import SearchSpace
 

@@ -1,0 +1,33 @@
+"""The files that a tape is made of: ``part-000000.arrows`` and on, each a tape of its own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+PART = re.compile(r"part-(\d{6})\.arrows")
+
+
+def part_path(folder: Path, number: int) -> Path:
+    """Return where a part is.
+
+    >>> part_path(Path("tape"), 12).name
+    'part-000012.arrows'
+    """
+    return folder / f"part-{number:06d}.arrows"
+
+
+def number_of(part: Path) -> int:
+    """Return a part's number.
+
+    >>> number_of(Path("tape/part-000012.arrows"))
+    12
+    """
+    found = PART.fullmatch(part.name)
+    assert found is not None
+    return int(found[1])
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """Return a tape's parts, in order."""
+    return sorted(path for path in folder.iterdir() if PART.fullmatch(path.name)) if folder.is_dir() else []
