@@ -127,6 +127,15 @@ ALERTS = (
         "ebbtide-runtime",
     ),
     Alert(
+        "EbbtideLoopStuck",
+        f"time() - ebbtide_loop_last_turn_timestamp_seconds > {limits.TURN_SECONDS:g} and ebbtide_ready == 1",
+        "1m",
+        "critical",
+        "{{ $labels.instance }}: the loop has not turned for {{ $value | humanizeDuration }}.",
+        "It waits for something that does not answer: a disk, a network file system, a GPU. An idle loop turns, too.",
+        "ebbtide-runtime",
+    ),
+    Alert(
         "EbbtideLagGrowing",
         f"{LAG.name} > {limits.LAG_SECONDS:g} and deriv({LAG.name}[15m]) > {limits.LAG_GROWTH:g}",
         "10m",
@@ -238,6 +247,15 @@ ALERTS = (
         "critical",
         "{{ $labels.instance }} cannot commit a checkpoint.",
         "The stored state is as it was before; the disk is full, the database is away, or another run holds the store.",
+        "ebbtide-runtime",
+    ),
+    Alert(
+        "EbbtideStoreCopyFailing",
+        "increase(ebbtide_store_copy_failures_total[3h]) > 0",
+        "0m",
+        "warning",
+        "{{ $labels.instance }} cannot make a copy of its state store.",
+        "There is no room for it, or the store is damaged: the log says which. The copies before it stand.",
         "ebbtide-runtime",
     ),
 )

@@ -41,6 +41,12 @@ RETURN_SHARE = 0.1
 CHECKPOINT_SECONDS = 300.0
 """Age of the last checkpoint, in seconds, above which there ought to have been another, if there was work."""
 
+TURN_SECONDS = 60.0
+"""Seconds without a turn of the loop, above which it counts as stuck; `/-/healthy` takes the same."""
+
+COPY_SECONDS = 7200.0
+"""Age of the last copy of the store, in seconds, above which one was missed at the default of one an hour."""
+
 EXPOSITION_SECONDS = 0.05
 """What one exposition may cost the loop, in seconds."""
 

@@ -146,6 +146,18 @@ _ERRORS = Row(
             stacked=True,
             no_limit="the share of the lines has one, beside it.",
         ),
+        Panel(
+            "Events that came again or out of order, per second",
+            "An id that its stream had before: refused unless --duplicates take. Many of them: a producer that sends "
+            "again, or ids that are not one an event. Late ones are earlier than the event before them, and taken.",
+            [
+                Target(rate("ebbtide_duplicate_events_total"), "came again"),
+                Target(rate("ebbtide_late_events_total"), "out of order"),
+            ],
+            unit="cps",
+            width=8,
+            no_limit="what is usual depends on the producers.",
+        ),
         parts.REFUSED_LINES,
         parts.NONFINITE,
         parts.QUARANTINED,
@@ -156,7 +168,7 @@ _ERRORS = Row(
             "the store; the log says which.",
             [Target(increase("ebbtide_checkpoint_failures_total", "1h", "instance"), "{{instance}}")],
             unit="short",
-            width=8,
+            width=24,
             thresholds=[(1, "red")],
         ),
     ],

@@ -6,7 +6,7 @@ from dashboards import limits, parts
 from dashboards.board import Dashboard, Row
 from dashboards.panels import Panel, Target
 from dashboards.parts import TRAFFIC, by_instance, heatmap, quantiles
-from dashboards.promql import gauge, quantile, rate, recorded, select
+from dashboards.promql import gauge, increase, quantile, rate, recorded, select
 from dashboards.recordings import POOL, RETURNS
 
 _LOOP = Row(
@@ -117,6 +117,45 @@ _CHECKPOINTS = Row(
             unit="s",
             width=8,
             thresholds=[(1, "orange"), (5, "red")],
+        ),
+        Panel(
+            "Age of the last copy of the store",
+            "How far back --recover would go if the store were damaged now. A copy is read whole before it counts: one "
+            "that fails means no room for it, or damage; the log says which. Without --copy-every there is none.",
+            [
+                Target(f"time() - {gauge('ebbtide_last_store_copy_timestamp_seconds', 'instance')}", "{{instance}}"),
+            ],
+            unit="s",
+            width=8,
+            thresholds=[(limits.COPY_SECONDS, "orange")],
+        ),
+        Panel(
+            "Copies, recoveries and fenced commits, in 1 h",
+            "A recovery began at an earlier checkpoint because somebody asked for it. A fenced commit was refused "
+            "since another consumer has the store: two were started on one.",
+            [
+                Target(increase("ebbtide_store_copies_total", "1h"), "copies"),
+                Target(increase("ebbtide_store_copy_failures_total", "1h"), "failed copies"),
+                Target(increase("ebbtide_recoveries_total", "1h"), "recoveries"),
+                Target(increase("ebbtide_fenced_commits_total", "1h"), "fenced"),
+            ],
+            unit="short",
+            width=8,
+            no_limit="the counts are of different things; failed copies have an alert.",
+        ),
+        Panel(
+            "Since the loop last turned",
+            "Under a second in health, with or without input. Climbing: the loop waits for something that does not "
+            "answer, such as a disk; the stage quantiles show where time went before.",
+            [
+                Target(
+                    f"time() - {gauge('ebbtide_loop_last_turn_timestamp_seconds', 'instance', how='min')}",
+                    "{{instance}}",
+                )
+            ],
+            unit="s",
+            width=8,
+            thresholds=[(limits.TURN_SECONDS, "red")],
         ),
         Panel(
             "Lanes written per checkpoint",
