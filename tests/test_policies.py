@@ -25,6 +25,7 @@ from monitors.policies import (
     ActionKind,
     Actions,
     AdaptiveGatesPolicy,
+    ArchivePolicy,
     AutoPolicy,
     BankObservations,
     DecayOnShiftPolicy,
@@ -481,3 +482,31 @@ def test_auto_takes_and_gives_up_the_lead_at_its_thresholds_and_is_slower_to_tru
     assert [event(1.0, 0.5) for _ in range(5)] == [("", 0)] * 4 + [("archive lags", untouched)]
     assert [event(0.5, 1.0) for _ in range(5)] == [("", untouched)] * 4 + [("archive leads", 0)]
     assert [event(9.0, 0.0), event(9.0, 0.0)] == [("", 0), ("archive lags", untouched)]  # 9 counts as 1.5
+
+
+UNSURE = ArchivePolicy(most=4, certainty=0.5, belief=TopicBelief(hazard=0.2, novelty=0.3, likeness_floor=0.5))
+"""An archive whose beliefs are hardly ever whole: their sums have last bits to lose."""
+
+
+@pytest.mark.parametrize("policy", [UNSURE, AutoPolicy()], ids=lambda policy: policy.policy)
+def test_what_a_lane_does_depends_on_no_other_lane(policy: ArchivePolicy | AutoPolicy) -> None:
+    """Bit for bit, whichever lanes stand beside it in a round, and whatever those do."""
+    dice, lanes, ways = np.random.default_rng(5), 12, policy.ways
+    together, alone = policy.new_lanes(), policy.new_lanes()
+    together.resize(lanes)
+    alone.resize(lanes)
+    kinds = []
+    for _ in range(150):
+        held = dice.random((lanes, ways)) < 0.7
+        held[:, 0] = True
+        errors = np.where(held, dice.uniform(0.5, 1.1, (lanes, ways)), np.nan)
+        likeness = np.where(held, dice.uniform(-0.5, 0.9, (lanes, ways)), np.nan)
+        some = np.flatnonzero(dice.random(lanes) < 0.8)
+        for chosen, state in [(some, together), *((some[row : row + 1], alone) for row in range(len(some)))]:
+            seen = BankObservations(chosen, {}, {}, errors[chosen], likeness[chosen], held[chosen])
+            actions = policy.decide(state, seen)
+            kinds += actions.kind.tolist()
+    everyone = np.arange(lanes)
+    assert together.dump(everyone) == alone.dump(everyone)
+    if policy.policy == "archive":
+        assert kinds.count(ActionKind.RESET) > 20, "no lane filed anything: nothing was compared"

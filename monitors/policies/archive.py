@@ -155,7 +155,7 @@ class ArchivePolicy(ActionGuard):
             put[new] = age.argmin(axis=1)[new]
             belief[each[new], put[new]] = belief[new, newcomer]
             belief[new, newcomer] = 0
-            belief /= belief.sum(axis=1, keepdims=True)
+            belief[new] /= belief[new].sum(axis=1, keepdims=True)  # of those alone: other lanes keep their bits
         now = np.where(new, put, np.where(moved, best, was))
         used_at[each, now] = event
         dropped = passed & admitted & ~moved
