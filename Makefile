@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: env demo test lint types bench clean help
+.PHONY: env demo test lint types bench sbom audit clean help
 
 help:
 	@echo "make demo   install, then run the consumer on a generated non-stationary stream"
@@ -12,6 +12,8 @@ help:
 	@echo "make lint   ruff"
 	@echo "make types  mypy --strict"
 	@echo "make bench  the benchmarks that fit in a few minutes"
+	@echo "make sbom   what Ebbtide is made of, as CycloneDX"
+	@echo "make audit  known vulnerabilities of what it is made of (needs a network)"
 
 env: $(STAMP)
 
@@ -41,6 +43,13 @@ bench: env
 	$(BIN)/python -m benchmarks.scan --quick
 	$(BIN)/python -m benchmarks.consumer
 	$(BIN)/python -m benchmarks.retention --quick
+
+sbom: env
+	$(BIN)/python deploy/sbom.py sbom.cdx.json
+
+audit: env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable | $(BIN)/python -m pip_audit --strict --no-deps --disable-pip -r /dev/stdin
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

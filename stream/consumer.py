@@ -156,7 +156,7 @@ class Consumer:
             fetch=lambda name, lanes: self._fetch(lanes, name),
         )
         self.label = "none" if settings.dry_run else label_of(settings.policy)
-        self.operators = Operators(self.engine, self.metrics, self._last_acted)
+        self.operators = Operators(self.engine, self.metrics, self._last_acted, taped=settings.tape is not None)
         self.tape: TapeWriter | None = None
         self.engine.writer.keeps_rows = settings.tape is not None or bool(self.shadows)
         if settings.tape is not None:
@@ -334,7 +334,8 @@ class Consumer:
             requests = self._insist(self.store.requests)
         if not self.operators.waiting and not requests:
             return False
-        self.operators.take(requests)
+        if not self.operators.take(requests):
+            return False
         self.commit()
         return True
 

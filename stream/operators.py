@@ -112,7 +112,7 @@ class ByHand:
     engine
         Whose.
     last
-        Stream → what `repeat` returned for the last action on it in an earlier run; None: there was none.
+        Stream → what `do` returned for the last action on it in an earlier run; None: there was none.
     """
 
     def __init__(self, engine: Engine, last: Callable[[str], bytes | None] = lambda stream: None):
@@ -176,6 +176,8 @@ class Operators:
         As `ByHand` takes it: from the store.
     clock
         Unix time in seconds.
+    taped
+        Whether there is a tape to put them on.
     """
 
     def __init__(
@@ -184,8 +186,11 @@ class Operators:
         metrics: Metrics,
         last: Callable[[str], bytes | None] = lambda stream: None,
         clock: Callable[[], float] = time.time,
+        *,
+        taped: bool = True,
     ):
         self._engine, self._metrics, self._clock = engine, metrics, clock
+        self._is_taped = taped
         self._hand = ByHand(engine, last)
         self._asked: deque[tuple[str, Ask, Future[Acted]]] = deque()
         self._uncommitted: list[tuple[Acted, Future[Acted] | None]] = []
@@ -234,8 +239,9 @@ class Operators:
         except ValueError as error:
             outcome = f"refused: {error}"
         acted = Acted(request, stream, seq, action, outcome, self._clock(), before)
-        if before is not None:
+        if before is not None and self._is_taped:
             self._untaped.setdefault((stream, seq), []).append(action)
+        if before is not None:
             self._metrics.add("ebbtide_actions_total", 1, ask.kind, "operator")
         log.info("operator_action", stream=stream, seq=seq, action=action, outcome=outcome)
         self._uncommitted.append((acted, future))

@@ -111,6 +111,7 @@ def replay(
     pool_bytes: int = 1 << 30,
     partial: bool = False,
     each: Callable[[int], None] = lambda events: None,
+    take: Callable[[str, pa.RecordBatch, Outcome], None] = lambda policy, batch, outcome: None,
 ) -> Replay:
     """Run a tape through the engine once, under several policies side by side.
 
@@ -128,6 +129,8 @@ def replay(
         As `TapeReader` takes it.
     each
         Called with the events replayed so far.
+    take
+        Called with each policy's name, a record batch, and what came of it under that policy.
     """
     reader = TapeReader(tape, partial=partial)
     head = reader.head
@@ -163,6 +166,7 @@ def replay(
                     hand.repeat(event.stream, action)
             outcome = engine.process(events, ids)
             result.add(outcome, as_recorded(outcome, batch))
+            take(result.policy, batch, outcome)
         each(results[0].events if results else 0)
     return Replay(results, engines, late, reader.torn)
 

@@ -6,19 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from dashboards.report_data import Forgetting, PolicyRow
 from memory.errors import ConfigurationError
-from monitors.detectors import parse_detector
 from monitors.forgetting import NullModel, forgetting_curve
 from monitors.policies import Policy, load_policy
 from monitors.retrieval_error import Retrieval
-from stream.engine import Engine
-from stream.operators import ByHand
+from stream.engine import Outcome
 from stream.replay import recorded_policy, replay
 from stream.tape import TapeHead, TapeReader
 from stream.tape.format import rows_of
-from stream.tape.taped_writer import TapedWriter
 
 STANDARD = ("none", "auto")
 """Policies compared beside the run's own, unless others are named."""
@@ -73,36 +71,21 @@ def forgetting_of(
     tuple
         The curve, and the mean of the gate β over all writes; NaN where nothing was written.
     """
-    reader = TapeReader(tape, partial=partial)
-    head = reader.head
-    writer = TapedWriter(head)
-    engine = Engine(
-        writer,
-        detectors={name: parse_detector(detector) for name, detector in head.detectors.items()},
-        policy=recorded_policy(head),
-        layers=head.watched,
-        every=head.every,
-    )
-    hand, probes = ByHand(engine), list[Retrieval]()
-    gates, writes, events = np.zeros(2), 0, 0
-    for batch in reader.batches():
+    head = TapeReader(tape, partial=partial).head
+    probes = list[Retrieval]()
+    gates, counts = np.zeros(2), np.zeros(2, np.int64)
+
+    def take(_: str, batch: pa.RecordBatch, outcome: Outcome) -> None:
         rows = rows_of(batch, head)
-        writes += int(rows.bounds[-1])
-        gates += [
-            float(rows.beta.mean(dtype=np.float64)) * int(rows.bounds[-1]) if rows.beta.size else 0.0,
-            float(rows.lam.mean(dtype=np.float64)) * int(rows.bounds[-1])
-            if rows.lam is not None and rows.lam.size
-            else 0.0,
-        ]
-        told, ids = writer.load(batch)
-        by_hand = batch["by_hand"].to_pylist() if head.version >= 2 else []
-        for event, actions in zip(told, by_hand, strict=False):  # as `stream.replay` does
-            for action in actions or ():
-                hand.repeat(event.stream, action)
-        outcome = engine.process(told, ids)
-        events += len(batch)
-        each(events)
-        probes += [seen for seen in outcome.probes if len(seen.measured)]
+        written = int(rows.bounds[-1])
+        for place, gate in enumerate((rows.beta, rows.lam)):
+            if gate is not None and gate.size:
+                gates[place] += float(gate.mean(dtype=np.float64)) * written
+        counts[:] += [written, len(batch)]
+        probes.extend(seen for seen in outcome.probes if len(seen.measured))
+
+    replay(tape, {"own": recorded_policy(head)}, partial=partial, each=each, take=take)
+    writes, events = counts.tolist()
     curve = forgetting_curve(probes)
     beta, lam = (float(gate) / writes for gate in gates) if writes else (np.nan, np.nan)
     known = writes > 0 and not head.row_gates and (head.own_lam or head.mode in ("coupled", "plain"))

@@ -120,6 +120,12 @@ def test_a_batch_of_nothing_but_duplicates(events: list[dict[str, Any]], tmp_pat
     assert (tmp_path / "out.jsonl").read_bytes().count(b"\n") == 1
 
 
+def test_an_input_of_nothing_but_refused_lines(tmp_path: Path) -> None:
+    consumer = run(tmp_path, [{"no": "event"}] * 5, batch_events=2)
+    assert consumer.metrics.get("ebbtide_dead_letters_total", "missing_stream") == 5
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
+
+
 def test_they_can_be_taken_and_only_counted(events: list[dict[str, Any]], tmp_path: Path) -> None:
     lines, again = doubled(events, 3)
     consumer = run(tmp_path / "taken", lines, duplicates="take")
