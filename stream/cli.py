@@ -18,6 +18,7 @@ from stream.commands.config import config
 from stream.commands.controls import controls
 from stream.commands.dashboards import dashboards
 from stream.commands.doctor import doctor
+from stream.commands.forget import forget
 from stream.commands.generate import generate
 from stream.commands.inspect import inspect
 from stream.commands.replay import replay
@@ -50,30 +51,31 @@ def _paragraphs(text: str) -> str:
     return "\n\n".join(" ".join(part.split()) for part in inspection.cleandoc(text).split("\n\n"))
 
 
-for command in (run, generate, inspect, act, replay, tune, report, chat, controls, dashboards, doctor, config):
+for command in (run, generate, inspect, act, forget, replay, tune, report, chat, controls, dashboards, doctor, config):
     app.command(name=command.__name__, help=_paragraphs(command.__doc__ or ""))(command)
 
 
 def main() -> None:
     """Run the command line and exit."""
     from memory.errors import ConfigurationError, EbbtideError
+    from stream.side_output import tell
 
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except UsageError as error:
-        print(f"ebbtide: {error.format_message().rstrip('.')}; see ebbtide --help", file=sys.stderr)
+        tell(f"ebbtide: {error.format_message().rstrip('.')}; see ebbtide --help\n", sys.stderr)
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
     except ConfigurationError as error:
-        print(f"ebbtide: {error}", file=sys.stderr)
+        tell(f"ebbtide: {error}\n", sys.stderr)
         sys.exit(2)
     except EbbtideError as error:
-        print(f"ebbtide: {error}", file=sys.stderr)
+        tell(f"ebbtide: {error}\n", sys.stderr)
         sys.exit(1)
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
-        print(f"ebbtide: {error.strerror or error}{place}", file=sys.stderr)
+        tell(f"ebbtide: {error.strerror or error}{place}\n", sys.stderr)
         sys.exit(1)
 
 
