@@ -69,7 +69,7 @@ class StoreCopier:
 
     def _run(self) -> None:
         try:
-            number, made = self._copy()
+            number, made = self.copy()
         except (OSError, sqlite3.Error, EbbtideError) as error:
             if not self._closing:
                 log.error("no_copy_of_the_store", reason=str(error).splitlines()[0], hint="the copies before it stand")
@@ -78,8 +78,14 @@ class StoreCopier:
         log.info("store_copied", path=str(made), checkpoint=number)
         self.made += 1
 
-    def _copy(self) -> tuple[int, Path]:
-        """Make a copy; return its checkpoint's number, and where it is."""
+    def copy(self) -> tuple[int, Path]:
+        """Make a copy now, in this thread; return its checkpoint's number, and where it is.
+
+        Raises
+        ------
+        OSError, sqlite3.Error, EbbtideError
+            It cannot be made, or what was copied is damaged; the copies before it stand.
+        """
         new = self.path.with_name(self.path.name + ".copy.part")
         for left in (new, new.with_name(new.name + "-journal")):
             left.unlink(missing_ok=True)

@@ -94,7 +94,10 @@ def _set_up_sqlite(database: Engine) -> None:
 def _set_up_postgres(database: Engine, patience: Callable[[], float]) -> None:
     @sql.event.listens_for(database, "do_connect")
     def _connect(dialect: Any, record: Any, arguments: Any, options: Any) -> Any:
-        return store_patience.connection_type(patience).connect(*arguments, **options)
+        try:
+            return store_patience.connection_type(patience).connect(*arguments, **options)
+        except UnicodeError as error:  # of a host's name that is none
+            raise dialect.dbapi.OperationalError(str(error)) from error
 
     @sql.event.listens_for(database, "connect")
     def _set_up(connection: Any, _: Any) -> None:

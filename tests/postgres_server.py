@@ -10,7 +10,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
@@ -45,11 +46,14 @@ class Server:
     ----------
     slow
         Whether each fsync takes 20 ms longer.
+    folder
+        Where it keeps everything; it is removed at the end. Without one, a new one: in memory, where there is room, as
+        nothing here cuts the power.
     """
 
-    def __init__(self, *, slow: bool = False):
+    def __init__(self, *, slow: bool = False, folder: Path | None = None):
         self.bin = binaries()
-        self.folder = Path(tempfile.mkdtemp(prefix="ebbtide-pg-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="ebbtide-pg-", dir=roomy())) if folder is None else folder
         self.user: str | None = None
         if os.geteuid() == 0:  # it refuses to run as root
             names = {entry.pw_name for entry in pwd.getpwall()}
@@ -57,7 +61,9 @@ class Server:
             shutil.chown(self.folder, self.user)
         self.environment = {**os.environ, "LC_ALL": "C.UTF-8"}
         self.process: subprocess.Popen[bytes] | None = None
-        self._run("initdb", "-D", str(self.folder / "data"), "-A", "trust", "-U", "ann", "-k", "--no-sync")
+        self._run(
+            "initdb", "-D", str(self.folder / "data"), "-A", "trust", "-U", "ann", "-k", "--no-sync", "--wal-segsize=1"
+        )
         if slow:
             compiler = shutil.which("cc")
             if compiler is None:
@@ -86,6 +92,7 @@ class Server:
                 [
                     *(self.bin / "postgres", "-D", self.folder / "data", "-k", self.folder),
                     *("-c", "listen_addresses=", "-c", "deadlock_timeout=100ms", "-c", "max_connections=40"),
+                    *("-c", "min_wal_size=2MB", "-c", "max_wal_size=8MB", "-c", "shared_buffers=16MB"),
                 ],
                 stdout=log,
                 stderr=log,
@@ -94,6 +101,13 @@ class Server:
                 cwd=self.folder,
             )
         self.wait()
+
+    def up(self) -> None:
+        """Make sure that it is there, whatever the test before did."""
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        else:
+            self.wait()
 
     def wait(self) -> None:
         """Wait until it answers."""
@@ -117,6 +131,30 @@ class Server:
             assert time.monotonic() < until, log.read_text()
             time.sleep(0.05)
         self.wait()
+
+    def processes(self) -> list[int]:
+        """Return its processes: the one that was started, and those that it forked."""
+        assert self.process is not None
+        forked = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [self.process.pid, *map(int, forked)]
+
+    @contextmanager
+    def hanging(self, *, database: str | None = None) -> Iterator[None]:
+        """Let it hang, or only its connections of ours to a database: it keeps all of them open and says nothing."""
+        if database is None:
+            stopped = self.processes()
+        else:
+            ours = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND application_name = 'ebbtide'"
+            stopped = [pid for (pid,) in self.ask(ours, database)]
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in stopped:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """End it: SIGINT cuts all connections, SIGQUIT is as a crash."""
@@ -150,12 +188,32 @@ class Server:
         )
 
 
-Cut = Literal["before", "after"]
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """One for all tests: each takes a database of its own, and leaves it running."""
+    made = Server()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.remove()
+
+
+def roomy() -> str | None:
+    """Return a place in memory with room for a server, if there is one."""
+    place = "/dev/shm"
+    with suppress(OSError):
+        if shutil.disk_usage(place).free > 2 << 30:
+            return place
+    return None
+
+
+Cut = Literal["before", "after", "hang before", "hang after"]
 
 
 class Between:
     """Stands between a client and the server, and breaks the connection at a COMMIT: before the server has it, or
-    after it was done and before the answer.
+    after it was done and before the answer. Or it keeps the connection, and hands on nothing more.
 
     Parameters
     ----------
@@ -167,6 +225,7 @@ class Between:
         self.folder = Path(tempfile.mkdtemp(prefix="ebbtide-between-"))
         self.cuts: list[Cut] = []
         """What to do at the next commits."""
+        self._mute: set[socket.socket] = set()
         self._target = str(server.folder / ".s.PGSQL.5432")
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(str(self.folder / ".s.PGSQL.5432"))
@@ -187,6 +246,13 @@ class Between:
             while data := client.recv(65536):
                 if self.cuts and b"COMMIT\0" in data:
                     how = self.cuts.pop(0)
+                    if how.startswith("hang"):
+                        self._mute.add(client)
+                        if how == "hang after":
+                            server.sendall(data)
+                        while client.recv(65536):
+                            pass
+                        break
                     client.shutdown(socket.SHUT_RDWR)  # no answer comes through any more
                     if how == "after":
                         server.sendall(data)
@@ -201,7 +267,8 @@ class Between:
     def _answers(self, server: socket.socket, client: socket.socket) -> None:
         with suppress(OSError):
             while data := server.recv(65536):
-                client.sendall(data)
+                if client not in self._mute:
+                    client.sendall(data)
         with suppress(OSError):
             client.shutdown(socket.SHUT_RDWR)
         client.close()

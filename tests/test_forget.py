@@ -176,7 +176,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
         talk.writelines(lines(streams, 12, 14))
     run(folder)
     for _ in range(2):
-        StoreCopier(folder / "state.db", 0)._copy()
+        StoreCopier(folder / "state.db", 0).copy()
     assert len(list((folder / "tape").iterdir())) > 2
     return folder
 

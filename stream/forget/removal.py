@@ -136,7 +136,7 @@ def finish(store: StateStore, step: Callable[[str], object] = lambda what: None)
         for copy in copy_paths(store.path.resolve()):
             if str(copy) in copies:
                 step("the state store is copied anew")
-                StoreCopier(store.path, 0)._copy()
+                StoreCopier(store.path, 0).copy()
     return True
 
 

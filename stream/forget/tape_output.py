@@ -16,9 +16,8 @@ from stream.forget.files import SUFFIX, begin_new, keep_up
 from stream.forget.output import Advance, Output, Rewritten
 from stream.store import OutputMark
 from stream.tape.format import checksum
-from stream.tape.parts import number_of, part_path, parts_of
+from stream.tape.parts import mark_of, number_of, part_path, parts_of, place_of
 from stream.tape.tape_reader import TapeReader
-from stream.tape.tape_writer import _SHIFT
 
 
 class TapeOutput(Output):
@@ -54,8 +53,7 @@ class TapeOutput(Output):
         if self.mark is None:
             self._end = (number_of(parts[-1]), parts[-1].stat().st_size)
         else:
-            number, length = divmod(self.mark.mark, 1 << _SHIFT)
-            self._end = (number, length)
+            self._end = place_of(self.mark.mark)
         for part in parts:
             number = number_of(part)
             if number > self._end[0]:  # begun after the checkpoint
@@ -151,7 +149,7 @@ class TapeOutput(Output):
         length = new.flush()
         mark = made.mark
         if mark is not None and number == self._end[0]:
-            mark = OutputMark((number << _SHIFT) + length, new.identity)
+            mark = OutputMark(mark_of(number, length), new.identity)
         pair = (str(new.path), str(part_path(self.path, number)))
         return Rewritten([*made.renames, pair], made.unlinks, mark)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+_SHIFT = 44
+"""A mark holds the part's number above this many bits, and its length below."""
+
 PART = re.compile(r"part-(\d{6})\.arrows")
 
 
@@ -26,6 +29,20 @@ def number_of(part: Path) -> int:
     found = PART.fullmatch(part.name)
     assert found is not None
     return int(found[1])
+
+
+def mark_of(number: int, length: int) -> int:
+    """Return the mark of a tape whose last part has a number and a length in bytes.
+
+    >>> place_of(mark_of(3, 4096))
+    (3, 4096)
+    """
+    return (number << _SHIFT) + length
+
+
+def place_of(mark: int) -> tuple[int, int]:
+    """Return the last part's number, and its length in bytes."""
+    return divmod(mark, 1 << _SHIFT)
 
 
 def parts_of(folder: Path) -> list[Path]:

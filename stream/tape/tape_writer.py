@@ -12,14 +12,11 @@ from stream.append_file import AppendFile, make_folder
 from stream.engine import Outcome
 from stream.sinks.sink import Sink
 from stream.tape.format import Encoder, TapeHead, schema_of, to_batch
-from stream.tape.parts import number_of, part_path, parts_of
+from stream.tape.parts import mark_of, number_of, part_path, parts_of, place_of
 from stream.tape.tape_reader import TapeReader
 
 PART_BYTES = 1 << 30
 """A part of a tape is not added to once it has this many bytes: what is no longer needed can be deleted by parts."""
-
-_SHIFT = 44
-"""A mark holds the part's number above this many bits, and its length below."""
 
 
 class TapeWriter(Sink):
@@ -76,7 +73,7 @@ class TapeWriter(Sink):
                 f"--tape {self.folder}: expected a new or empty folder for a fresh start, got one with {len(parts)} "
                 "parts of a tape; name another (a tape is never overwritten)"
             )
-        number, length = divmod(mark or 0, 1 << _SHIFT)
+        number, length = place_of(mark or 0)
         # Killed before its first checkpoint, a run leaves a part without rows: that is begun anew.
         self._open_part(number, length if mark is not None or begun else None, identity)
         for later in parts:
@@ -104,7 +101,7 @@ class TapeWriter(Sink):
 
     def check(self, mark: int, identity: str = "") -> None:
         """Read all of the tape up to a mark, and say whether it is as it was written."""
-        number, length = divmod(mark, 1 << _SHIFT)
+        number, length = place_of(mark)
         self._part(number).check(length, identity)
         if not length:
             return
@@ -146,7 +143,7 @@ class TapeWriter(Sink):
         self._settle()
         length = self._file.flush()
         self._full = length >= self.part_bytes
-        return (self._number << _SHIFT) + length
+        return mark_of(self._number, length)
 
     def close(self) -> None:
         """Close the part."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import signal
 import socket
@@ -22,6 +21,8 @@ import pyarrow as pa
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
+
+from tests.warm import Command, Warm
 
 DEADLINE = 120.0
 TOKEN = "a-token-that-nobody-guesses"
@@ -89,11 +90,9 @@ class Ran:
     log: str
 
 
-def cli(*given: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+def cli(warm: Warm, *given: object, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a command; the width keeps tables from being cut."""
-    environment = {**os.environ, "COLUMNS": "2000"}
-    told = [sys.executable, "-m", "stream.cli", *map(str, given)]
-    return subprocess.run(told, capture_output=True, text=True, check=check, timeout=DEADLINE, env=environment)
+    return warm.run(given, check=check, COLUMNS="2000")
 
 
 def ask(port: int, path: str, body: str | None = None, **headers: str) -> tuple[int, str]:
@@ -112,7 +111,7 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def wait_for(port: int, events: int, run: subprocess.Popen[bytes]) -> None:
+def wait_for(port: int, events: int, run: Command) -> None:
     until = time.monotonic() + DEADLINE
     while True:
         assert run.poll() is None, run.returncode
@@ -122,18 +121,18 @@ def wait_for(port: int, events: int, run: subprocess.Popen[bytes]) -> None:
                 return
         except OSError:
             pass
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """A run over streams of these names, asked for everything while it runs, and acted upon."""
     folder, port = tmp_path_factory.mktemp("names"), free_port()
     with (folder / "talk.jsonl").open("w") as file:
         for turn in range(EACH):
             for name in NAMES:
                 words = "tea in the garden" if turn < EACH // 2 else "bridges of concrete and steel"
-                file.write(json.dumps({"stream": name, "text": f"{words} {turn}", "id": name}) + "\n")
+                file.write(json.dumps({"stream": name, "text": f"{words} {turn}", "id": f"{turn} {name}"}) + "\n")
         for bad in REFUSED:
             file.write(f'{{"stream":{bad},"text":"x"}}\n')
     (folder / "token").write_text(TOKEN)
@@ -153,16 +152,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
         "--measure-every": 1,
         "--checkpoint-every": 0.1,
     }
-    command = [
-        sys.executable,
-        "-m",
-        "stream.cli",
-        "run",
-        "--follow",
-        *(str(part) for pair in told.items() for part in pair),
-    ]
     with (folder / "log").open("wb") as log:
-        run = subprocess.Popen(command, stdout=log, stderr=log)
+        run = warm.start(["run", "--follow", *(part for pair in told.items() for part in pair)], log)
     try:
         wait_for(port, EACH * len(NAMES), run)
         streams = json.loads(ask(port, "/api/streams?limit=1000")[1])
@@ -297,9 +288,10 @@ class _Tags(HTMLParser):
             self.scripts.append(data)
 
 
-def test_the_report_has_no_element_of_a_name(ran: Ran) -> None:
+def test_the_report_has_no_element_of_a_name(ran: Ran, warm: Warm) -> None:
     page = ran.folder / "report.html"
     cli(
+        warm,
         "report",
         ran.folder / "tape",
         "--out",
@@ -316,22 +308,22 @@ def test_the_report_has_no_element_of_a_name(ran: Ran) -> None:
     assert found.handlers == []
 
 
-def test_inspect_shows_and_act_takes_any_name(ran: Ran) -> None:
+def test_inspect_shows_and_act_takes_any_name(ran: Ran, warm: Warm) -> None:
     state = f"sqlite:///{ran.folder / 'state.db'}"
-    told = json.loads(cli("inspect", "--state", state, "--json").stdout)
+    told = json.loads(cli(warm, "inspect", "--state", state, "--json").stdout)
     assert {stream["stream"] for stream in told["streams"]} == set(NAMES)
     for name in ("'; DROP TABLE lanes; --", f"a\n{FORGED}", "-x"):
-        one = json.loads(cli("inspect", "--state", state, "--json", "--", name).stdout)
+        one = json.loads(cli(warm, "inspect", "--state", state, "--json", "--", name).stdout)
         assert (one["stream"], one["events"]) == (name, EACH)
-        cli("act", "--state", state, "--wait", "0", "--", name, "reset")
+        cli(warm, "act", "--state", state, "--wait", "0", "--", name, "reset")
     database = sqlite3.connect(ran.folder / "state.db")
     assert database.execute("SELECT count(*) FROM requests").fetchone() == (3,)
     database.close()
-    nobody = cli("inspect", "--state", state, "--", "nobody\nhere", check=False)
+    nobody = cli(warm, "inspect", "--state", state, "--", "nobody\nhere", check=False)
     assert (nobody.returncode, nobody.stderr.count("\n")) == (2, 1)
 
 
-def test_a_table_for_a_terminal_has_no_control_characters_of_a_name(ran: Ran) -> None:
-    shown = cli("inspect", "--state", f"sqlite:///{ran.folder / 'state.db'}", "--limit", "1000").stdout
+def test_a_table_for_a_terminal_has_no_control_characters_of_a_name(ran: Ran, warm: Warm) -> None:
+    shown = cli(warm, "inspect", "--state", f"sqlite:///{ran.folder / 'state.db'}", "--limit", "1000").stdout
     assert "\x1b" not in shown
     assert not any(line.strip().startswith(FORGED[:10]) for line in shown.splitlines())

@@ -7,10 +7,7 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +15,12 @@ import pytest
 from stream.generate import GenerateSettings, generate
 from stream.store import StateStore
 from tests.postgres_server import Server
+from tests.warm import Command, Warm
 
 DEADLINE = 120.0
-WITH_LEASE = (
-    "import stream.store_lease as lease, sys; lease.LEASE = float(sys.argv.pop(1)); import stream.cli as c; c.main()"
-)
-"""The command line, with a lease of other length: its first argument."""
 KINDS = ("sqlite", "postgresql")
+LONG = bool(os.environ.get("EBBTIDE_LONG"))
+"""Whether the long form is asked for: one that was stopped is overtaken again and again."""
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +30,6 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for event, _ in generate(GenerateSettings(scenario="recurring", streams=10, events=100, seed=4)):
             file.write(json.dumps(event) + "\n" + "no event\n")
     return path
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    server = Server()
-    server.start()
-    yield server
-    server.remove()
 
 
 @pytest.fixture
@@ -54,26 +42,29 @@ def state(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server.url("two")
 
 
-def start(talk: Path, state: str, folder: Path, *, follow: bool, lease: float = 30) -> subprocess.Popen[bytes]:
-    folder.mkdir(exist_ok=True)
-    command = [
-        *(sys.executable, "-c", WITH_LEASE, str(lease), "run", "--source", f"file:{talk}", "--backbone", "hashing"),
-        *("--rank", "4", "--policy", "none", "--detectors", "{}", "--metrics-port", "0", "--shadow", "none"),
-        *(
-            "--checkpoint-every",
-            "0",
-            "--batch-events",
-            "32",
-            "--state",
-            state,
-            "--sink",
-            f"jsonl:{folder / 'out.jsonl'}",
-        ),
-        *("--dead-letter", str(folder / "dead.jsonl"), "--tape", str(folder / "tape")),
-        *(["--follow"] if follow else []),
-    ]
-    with (folder / "log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
+class Starter:
+    """Starts consumers whose lease lasts so long.
+
+    Parameters
+    ----------
+    warm, talk, state
+        What starts them, what they read, and where their state is.
+    """
+
+    def __init__(self, warm: Warm, talk: Path, state: str):
+        self.warm, self.talk, self.state = warm, talk, state
+
+    def __call__(self, folder: Path, *, follow: bool, lease: float = 30) -> Command:
+        folder.mkdir(exist_ok=True)
+        command = [
+            *("run", "--source", f"file:{self.talk}", "--backbone", "hashing", "--rank", 4, "--policy", "none"),
+            *("--detectors", "{}", "--metrics-port", 0, "--shadow", "none", "--checkpoint-every", 0),
+            *("--batch-events", 32, "--state", self.state, "--sink", f"jsonl:{folder / 'out.jsonl'}"),
+            *("--dead-letter", folder / "dead.jsonl", "--tape", folder / "tape"),
+            *(["--follow"] if follow else []),
+        ]
+        with (folder / "log").open("ab") as log:
+            return self.warm.start(command, log, before=f"import stream.store_lease as lease; lease.LEASE = {lease}")
 
 
 def epoch(state: str) -> int:
@@ -90,7 +81,7 @@ def epoch(state: str) -> int:
     return int(row[0])
 
 
-def ready(folder: Path, run: subprocess.Popen[bytes], lines: int) -> None:
+def ready(folder: Path, run: Command, lines: int) -> None:
     """Wait until a run has written this many records."""
     until = time.monotonic() + DEADLINE
     while not (folder / "out.jsonl").exists() or (folder / "out.jsonl").read_bytes().count(b"\n") < lines:
@@ -99,7 +90,7 @@ def ready(folder: Path, run: subprocess.Popen[bytes], lines: int) -> None:
         time.sleep(0.02)
 
 
-def committed(state: str, run: subprocess.Popen[bytes], lines: int) -> None:
+def committed(state: str, run: Command, lines: int) -> None:
     """Wait until a checkpoint holds this many lines: the run has nothing in its hands."""
     until = time.monotonic() + DEADLINE
     store = StateStore(state, create=False)
@@ -124,12 +115,13 @@ def append(talk: Path, folder: Path, lines: int) -> Path:
 
 
 @pytest.mark.parametrize("state", KINDS, indirect=True)
-def test_the_second_refuses_and_changes_nothing(state: str, talk: Path, tmp_path: Path) -> None:
-    first = start(talk, state, tmp_path / "first", follow=True)
+def test_the_second_refuses_and_changes_nothing(state: str, talk: Path, warm: Warm, tmp_path: Path) -> None:
+    start = Starter(warm, talk, state)
+    first = start(tmp_path / "first", follow=True)
     try:
         ready(tmp_path / "first", first, 1000)
         before = epoch(state)
-        second = start(talk, state, tmp_path / "second", follow=False)
+        second = start(tmp_path / "second", follow=False)
         assert second.wait(DEADLINE) == 2
         said = (tmp_path / "second" / "log").read_text()
         assert "another ebbtide run is using this store; stop it first, or give this one its own" in said
@@ -139,15 +131,19 @@ def test_the_second_refuses_and_changes_nothing(state: str, talk: Path, tmp_path
     finally:
         first.terminate()
         assert first.wait(DEADLINE) == 0
-    third = start(talk, state, tmp_path / "first", follow=False)  # the lease goes with the process
+    third = start(tmp_path / "first", follow=False)  # the lease goes with the process
     assert third.wait(DEADLINE) == 0, (tmp_path / "first" / "log").read_text()
 
 
+@pytest.mark.parametrize("again", range(20 if LONG else 1))
 @pytest.mark.parametrize("state", KINDS, indirect=True)
-def test_one_that_was_stopped_and_overtaken_writes_nothing_more(state: str, talk: Path, tmp_path: Path) -> None:
+def test_one_that_was_stopped_and_overtaken_writes_nothing_more(
+    state: str, again: int, talk: Path, warm: Warm, tmp_path: Path
+) -> None:
     """It wakes up and finds more input: the store, the sink, the dead letters and the tape stay as they were."""
     grows = append(talk, tmp_path, 400)
-    first = start(grows, state, tmp_path / "first", follow=True, lease=0.5)
+    start = Starter(warm, grows, state)
+    first = start(tmp_path / "first", follow=True, lease=0.5)
     try:
         ready(tmp_path / "first", first, 200)
         committed(state, first, 400)
@@ -162,7 +158,7 @@ def test_one_that_was_stopped_and_overtaken_writes_nothing_more(state: str, talk
         until = time.monotonic() + DEADLINE
         while taken is None:  # refused as long as the first one's lease lasts
             assert time.monotonic() < until
-            taken = start(grows, state, tmp_path / "second", follow=False, lease=0.5)
+            taken = start(tmp_path / "second", follow=False, lease=0.5)
             code = taken.wait(DEADLINE)
             if code:
                 said = (tmp_path / "second" / "log").read_text()
@@ -177,6 +173,5 @@ def test_one_that_was_stopped_and_overtaken_writes_nothing_more(state: str, talk
         assert files(tmp_path / "first") == left
         assert epoch(state) == after
     finally:
-        if first.poll() is None:
-            os.kill(first.pid, signal.SIGKILL)
+        first.kill()
         first.wait()

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -19,13 +13,11 @@ import pytest
 
 from memory.errors import ConfigurationError, StateMismatchError
 from memory.state_pool import LaneRecord
-from stream.generate import GenerateSettings, generate
+from stream import store_patience
 from stream.sources.source import Position
 from stream.store import Acted, AwayError, DamagedError, FencedError, OutputMark, PassingError, StateStore
 from tests.postgres_server import Between, Cut, Server
 
-LONG = bool(os.environ.get("EBBTIDE_LONG"))
-"""Whether the long form is asked for: more cuts, kills and restarts."""
 SETTINGS = {"--rank": "2", "--seed": "0"}
 ANN = LaneRecord("float32[1, 1, 2, 2]", bytes(range(16)), {"counts/1": b"\x00\xff", "empty": b"", "p/2": b"p" * 99})
 BOB = LaneRecord("float32[1, 1, 2, 2]", bytes(16), {})
@@ -38,19 +30,12 @@ DEADLINE = 120.0
 databases = count()
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    server = Server()
-    server.start()
-    yield server
-    server.remove()
-
-
 @pytest.fixture
 def database(server: Server) -> str:
     """A new database on the server."""
-    server.wait()
+    server.up()
     name = f"e{next(databases)}"
+    server.ask(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     server.ask(f"CREATE DATABASE {name}")
     return name
 
@@ -294,147 +279,60 @@ def test_a_server_that_answers_before_the_disk_has_it_is_told_to_wait(server: Se
     store.close()
 
 
-@pytest.fixture(scope="module")
-def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("talk") / "talk.jsonl"
-    with path.open("w") as file:
-        for event, _ in generate(GenerateSettings(scenario="recurring", streams=10, events=200, seed=4)):
-            file.write(json.dumps(event) + "\n" + "no event\n")
-    return path
-
-
-def command(talk: Path, state: str, folder: Path) -> list[str]:
-    detectors = '{"topic_shift_score": "page_hinkley"}'
-    return [
-        *(sys.executable, "-m", "stream.cli", "run", "--source", f"file:{talk}", "--backbone", "hashing"),
-        *("--rank", "8", "--policy", "decay_on_shift", "--detectors", detectors, "--batch-events", "16"),
-        *(
-            "--checkpoint-every",
-            "0",
-            "--metrics-port",
-            "0",
-            "--state",
-            state,
-            "--sink",
-            f"jsonl:{folder / 'out.jsonl'}",
-        ),
-        *("--dead-letter", str(folder / "dead.jsonl"), "--tape", str(folder / "tape"), "--shadow", "none"),
-    ]
-
-
-def everything(state: str, folder: Path) -> tuple[Any, ...]:
-    inspect = [sys.executable, "-m", "stream.cli", "inspect", "--state", state, "--json"]
-    told = json.loads(subprocess.run(inspect, capture_output=True, text=True, check=True).stdout)
-    del told["marks"]["tape"]  # record batches end where checkpoints did
-    replay = [sys.executable, "-m", "stream.cli", "replay", folder / "tape", "--json"]
-    taped = json.loads(subprocess.run(replay, capture_output=True, text=True, check=True).stdout)
-    return told, (folder / "out.jsonl").read_bytes(), (folder / "dead.jsonl").read_bytes(), taped
-
-
-@pytest.fixture(scope="module")
-def expected(talk: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
-    """What an uninterrupted run with SQLite gives."""
-    folder = tmp_path_factory.mktemp("quiet")
-    state = f"sqlite:///{folder / 'state.db'}"
-    subprocess.run(command(talk, state, folder), check=True, capture_output=True, timeout=DEADLINE)
-    return everything(state, folder)
-
-
-class Going:
-    """A run whose checkpoints are counted.
-
-    Parameters
-    ----------
-    server, database, talk, folder
-        Where it reads and writes.
-    """
-
-    def __init__(self, server: Server, database: str, talk: Path, folder: Path):
-        self.server, self.database = server, database
-        self.command = command(talk, server.url(database), folder)
-        self.log = folder / "log"
-        self.start()
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
-
-    def wait_for(self, checkpoint: int) -> None:
-        until = time.monotonic() + DEADLINE
-        while self.process.poll() is None:
-            assert time.monotonic() < until
-            known = "SELECT 1 FROM pg_tables WHERE schemaname = 'public' AND tablename = 'owner'"
-            if self.server.ask(known, database=self.database):
-                found = self.server.ask("SELECT checkpoint FROM owner", database=self.database)
-                if found and found[0][0] >= checkpoint:
-                    return
-            time.sleep(0.005)
-        assert self.process.returncode == 0, self.log.read_text()
-
-    def kill(self) -> None:
-        """Kill it, and wait until the server has noticed."""
-        self.process.kill()
-        self.process.wait()
-        until, known = time.monotonic() + DEADLINE, "datname = %s AND application_name = 'ebbtide'"
-        while self.server.ask(f"SELECT 1 FROM pg_stat_activity WHERE {known}", self.database):
-            assert time.monotonic() < until
-            time.sleep(0.01)
-
-    def finish(self) -> str:
-        code = self.process.wait(DEADLINE)
-        text = self.log.read_text()
-        assert code == 0, text
-        return text
-
-
-def places(number: int, seed: int) -> list[int]:
-    """Checkpoints, of about 125, at which something is done."""
-    return sorted(random.Random(seed).sample(range(5, 110), number))
-
-
-def test_a_run_whose_connections_are_cut(
-    server: Server, database: str, talk: Path, tmp_path: Path, expected: tuple[Any, ...]
+@pytest.mark.parametrize("cuts", [["hang before"], ["hang after"], ["hang after", "before"]])
+def test_a_commit_that_is_never_answered_is_stored_once(
+    cuts: list[Cut], server: Server, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    going, cut = Going(server, database, talk, tmp_path), 0
-    for place in places(40 if LONG else 6, 1):
-        going.wait_for(place)
-        cut += server.cut(database) > 0
-    log = going.finish()
-    assert cut > 3
-    assert "store_away" in log
-    assert "the_store_is_back" in log
-    assert everything(server.url(database), tmp_path) == expected
-
-
-def test_a_run_whose_server_is_restarted_and_crashes(
-    server: Server, database: str, talk: Path, tmp_path: Path, expected: tuple[Any, ...]
-) -> None:
-    going = Going(server, database, talk, tmp_path)
-    for number, place in enumerate(places(12 if LONG else 2, 2)):
-        going.wait_for(place)
-        server.stop(signal.SIGQUIT if number % 2 else signal.SIGINT)
-        server.start()
-    assert "the_store_is_back" in going.finish()
-    assert everything(server.url(database), tmp_path) == expected
-
-
-def test_a_run_that_is_killed(
-    server: Server, database: str, talk: Path, tmp_path: Path, expected: tuple[Any, ...]
-) -> None:
-    going = Going(server, database, talk, tmp_path)
-    for place in places(30 if LONG else 3, 3):
-        going.wait_for(place)
-        going.kill()
-        going.start()
-    going.finish()
-    assert everything(server.url(database), tmp_path) == expected
-
-
-def test_a_server_whose_disk_is_slow(talk: Path, tmp_path: Path, expected: tuple[Any, ...]) -> None:
-    slow = Server(slow=True)
+    between = Between(server)
+    store = StateStore(server.url(database, between.folder))
+    store.claim(SETTINGS)
+    store.commit([("ann", ANN)], {"a": PLACE}, {"jsonl": OutputMark(5)}, COUNTERS, acted=[DONE])
     try:
-        slow.start()
-        Going(slow, "postgres", talk, tmp_path).finish()
-        assert everything(slow.url(), tmp_path) == expected
+        between.cuts = list(cuts)
+        later = {"jsonl": OutputMark(6)}
+        monkeypatch.setattr(store_patience, "SILENCE", 0.5)
+        with pytest.raises(AwayError, match=r"the server said nothing for \d\.\d s"):
+            store.commit([("bob", BOB)], {"a": PLACE}, later, {"n": 1}, acted=[DONE])
+        insist(lambda: store.commit([("bob", BOB)], {"a": PLACE}, later, {"n": 1}, acted=[DONE]))
+        assert between.cuts == []
+        assert dict(store.lanes()) == {"ann": ANN, "bob": BOB}
+        assert (store.load().counters, store.acted()) == ({"n": 1}, [DONE, DONE])
     finally:
-        slow.remove()
+        store.close()
+        between.close()
+
+
+@pytest.mark.parametrize("whole_server", [True, False])
+def test_a_server_that_hangs_is_noticed_and_waited_for(
+    server: Server, database: str, whole_server: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.url(database) + "&connect_timeout=2"
+    store = StateStore(url)
+    store.claim(SETTINGS)
+    store.commit([("ann", ANN)], {}, {}, COUNTERS)
+    looking = StateStore(url, create=False)
+    looking.count()
+    monkeypatch.setattr(store_patience, "SILENCE", 0.5)
+    with server.hanging(database=None if whole_server else database):
+        uses = [lambda: store.commit([("ann", BOB)], {}, {}, {}), store.hold]
+        if whole_server:
+            uses += [lambda: looking.fetch(["ann"])]
+        for use in uses:
+            with pytest.raises(AwayError, match=r"said nothing|connection timeout expired|keeps the store"):
+                use()
+    insist(lambda: store.commit([("ann", BOB)], {}, {}, {"n": 2}))
+    assert (store.fetch(["ann"]), store.load().counters) == ({"ann": BOB}, {"n": 2})
+    looking.close()
+    store.close()
+
+
+def test_an_answer_that_takes_long_is_waited_for_while_something_comes(
+    server: Server, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline is from the last sign of life, not from the question."""
+    store = StateStore(server.url(database))
+    slow = "SELECT repeat('x', 8000), pg_sleep(0.2) FROM generate_series(1, 12)"
+    monkeypatch.setattr(store_patience, "SILENCE", 1.5)
+    with store._database.connect() as connection:
+        assert len(connection.exec_driver_sql(slow).all()) == 12  # 2.4 s
+    store.close()

@@ -1,0 +1,285 @@
+"""The command line in processes of their own, without the seconds that an interpreter takes to import everything.
+
+One process imports what `ebbtide` needs and runs it once, then forks for each command: what runs is a process like any
+other, with its own memory, signals and exit code. Where the start of an interpreter is what a test is about, or the
+memory of a process, this is not for it.
+
+    warm.run(["inspect", "--state", url])                as subprocess.run does, with what it said
+    warm.start(["run", ...], log)                        as subprocess.Popen does
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+USUAL = (
+    "stream.http",
+    "stream.service",
+    "stream.http_actions",
+    "stream.summary",
+    "stream.replay",
+    "psycopg",
+    "uvicorn",
+)
+"""Imported besides what the run at the start needs, where they are."""
+
+
+class Command:
+    """A process that was forked for a command: what of `subprocess.Popen` tests use.
+
+    Parameters
+    ----------
+    told
+        Where its number comes from at once, and its exit code at its end.
+    """
+
+    def __init__(self, told: socket.socket):
+        self._told = told
+        self._text = b""
+        self.returncode: int | None = None
+        while b"\n" not in self._text:
+            self._hear(60)
+        self.pid = int(self._text.split(b"\n")[0])
+
+    def _hear(self, seconds: float) -> bool:
+        """Say whether something came, its end too."""
+        if not select.select([self._told], [], [], seconds)[0]:
+            return False
+        data = self._told.recv(64)
+        if not data and self._text.count(b"\n") < 2:
+            raise RuntimeError("the process that starts commands is gone")
+        self._text += data
+        return True
+
+    def poll(self) -> int | None:
+        """Return the exit code; None while it runs."""
+        while self.returncode is None and self._hear(0):
+            if self._text.count(b"\n") == 2:
+                self.returncode = int(self._text.split(b"\n")[1])
+                self._told.close()
+        return self.returncode
+
+    def wait(self, timeout: float = 120) -> int:
+        """Wait for its end; return the exit code."""
+        until = time.monotonic() + timeout
+        while self.poll() is None:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            select.select([self._told], [], [], left)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it ended."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def __del__(self) -> None:
+        self._told.close()
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+class Warm:
+    """Starts commands. `close` at the end."""
+
+    def __init__(self) -> None:
+        self._ours, theirs = socket.socketpair()
+        given = [sys.executable, "-m", "tests.warm", str(theirs.fileno())]
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("EBBTIDE_")}
+        one = {**ours, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(given, pass_fds=[theirs.fileno()], cwd=ROOT, stderr=subprocess.PIPE, env=one)
+        theirs.close()
+        if self._ours.recv(1) != b"!":
+            said = self._process.communicate()[1]
+            raise RuntimeError(f"it did not start: {said.decode()}")
+
+    def start(
+        self, argv: Sequence[object], output: IO[Any], errors: IO[Any] | None = None, *, before: str = "", **more: str
+    ) -> Command:
+        """Start a command.
+
+        Parameters
+        ----------
+        argv
+            What comes behind `ebbtide`.
+        output, errors
+            Files for what it says; both go into the first if there is one only.
+        before
+            Python that is run first, in the new process.
+        more
+            Environment variables.
+        """
+        ours, theirs = socket.socketpair()
+        request = json.dumps({"argv": [str(each) for each in argv], "before": before, "environment": more}).encode()
+        files = [theirs.fileno(), output.fileno(), (errors or output).fileno()]
+        socket.send_fds(self._ours, [len(request).to_bytes(4, "little")], files)
+        self._ours.sendall(request)
+        theirs.close()
+        return Command(ours)
+
+    def run(
+        self, argv: Sequence[object], *, timeout: float = 120, check: bool = False, before: str = "", **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; return its exit code and what it said."""
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            command = self.start(argv, output, errors, before=before, **more)
+            try:
+                code = command.wait(timeout)
+            finally:
+                command.kill()
+            said = []
+            for file in (output, errors):
+                file.seek(0)
+                said.append(file.read().decode())
+        if check and code:
+            raise AssertionError(f"{[*argv]}: exit code {code}: {said[1]}")
+        return subprocess.CompletedProcess(list(argv), code, *said)
+
+    def close(self) -> None:
+        """End the process that starts commands, and those that still run."""
+        self._ours.close()
+        self._process.wait()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Starts commands without the time that imports take."""
+    made = Warm()
+    yield made
+    made.close()
+
+
+# --- the process that forks -------------------------------------------------------------------------------------------
+
+
+def _prepare() -> None:
+    """Import what commands need, and load compiled code, by a small run."""
+    import importlib
+
+    import structlog
+    import torch
+
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    from stream.config import RunSettings
+    from stream.consumer import Consumer
+    from stream.generate import GenerateSettings, write_stream
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_stream(GenerateSettings(scenario="recurring", streams=2, events=40, seed=1), folder / "talk.jsonl")
+        detectors = {"topic_shift_score": "page_hinkley"}
+        more: dict[str, Any] = {"state": f"sqlite:///{folder / 'state.db'}", "sink": f"jsonl:{folder / 'out.jsonl'}"}
+        more |= {"detectors": detectors, "metrics_port": 0, "tape": folder / "tape", "rank": 4, "log_level": "error"}
+        settings = RunSettings(source=f"file:{folder / 'talk.jsonl'}", backbone="hashing", **more)
+        structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), cache_logger_on_first_use=False)
+        consumer = Consumer(settings)
+        try:
+            consumer.open()
+            consumer.run()
+        finally:
+            consumer.close()
+    structlog.reset_defaults()
+    for module in USUAL:
+        with suppress(ModuleNotFoundError):
+            importlib.import_module(module)
+    threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    if len(threads) - threads.count("jemalloc_bg_thd") > 1:  # that one knows of forks
+        raise RuntimeError(f"{threads}: a fork would leave them, and what they hold, behind")
+
+
+def _serve(asked: socket.socket) -> None:
+    asked.sendall(b"!")
+    while True:
+        head, files, _, _ = socket.recv_fds(asked, 4, 3)
+        if not head:
+            return
+        request = asked.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL)
+        if not os.fork():
+            asked.close()
+            _watch(json.loads(request), *files)
+        for file in files:
+            os.close(file)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # those who watched commands that ended
+                pass
+
+
+def _watch(request: Mapping[str, Any], told: int, output: int, errors: int) -> None:
+    """Fork for the command, and tell its number, then its exit code."""
+    _end_with_parent()
+    child = os.fork()
+    if not child:
+        _end_with_parent()
+        os.close(told)
+        _command(request, output, errors)
+    os.write(told, f"{child}\n".encode())
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with suppress(BrokenPipeError):
+        os.write(told, f"{code}\n".encode())
+    os._exit(0)
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _command(request: Mapping[str, Any], output: int, errors: int) -> None:
+    import traceback
+
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for file, place in ((nothing, 0), (output, 1), (errors, 2)):
+        os.dup2(file, place)
+    for file in (nothing, output, errors):
+        os.close(file)
+    os.environ.update(request["environment"])
+    code = 0
+    try:
+        exec(request["before"], {})
+        sys.argv = ["ebbtide", *request["argv"]]
+        from stream.cli import main
+
+        main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _prepare()
+    gc.freeze()  # what is there now is shared for good
+    _serve(socket.socket(fileno=int(sys.argv[1])))
