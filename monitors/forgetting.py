@@ -161,7 +161,10 @@ def half_life(age: Floats, strength: Floats, weight: Floats | None = None) -> fl
     at = int(below[0])
     high, low = left[at - 1], left[at]
     # Down to nothing or less there is no exponential: a straight line then.
-    share = math.log(high / goal) / math.log(high / low) if low > 0 else (high - goal) / (high - low)
+    if low > 0:
+        share = (math.log(high) - math.log(goal)) / (math.log(high) - math.log(low))
+    else:
+        share = (high - goal) / (high - low)
     return float(age[at - 1] + share * (age[at] - age[at - 1]))
 
 

@@ -10,7 +10,6 @@ there.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,8 +32,10 @@ from monitors.policies.policy import ActionKind
 from stream import store_patience
 from stream.assembly import batch_tokens, build_engine, null_model, tape_head
 from stream.batch import Batcher, MicroBatch
+from stream.careful_reader import CarefulReader
 from stream.config import RunSettings
-from stream.dead_letters import DeadLetterFile
+from stream.crash_guard import CrashGuard, starts_path
+from stream.dead_letters import DeadLetterFile, letter_of_gap
 from stream.engine import Engine, Outcome
 from stream.event import EventParser, Reason
 from stream.lag import lags
@@ -48,6 +49,7 @@ from stream.sources.file_source import ENDINGS
 from stream.sources.source import Position
 from stream.store import AwayError, Checkpoint, FencedError, OutputMark, PassingError, StateStore
 from stream.store_copy import StoreCopier
+from stream.store_errors import NO_ROOM
 from stream.tape import TapeWriter
 
 log = structlog.get_logger(__name__)
@@ -62,9 +64,6 @@ DEAD_LETTERS = "dead_letters"
 
 IDLE = 0.2
 """Seconds without input after which the loop looks around: for a signal, or for a checkpoint that is due."""
-
-PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""Errors that somebody may mend while the run waits."""
 
 ASK_EVERY = 1.0
 """Seconds between looks into the store for what operators ask for."""
@@ -123,17 +122,28 @@ class Consumer:
         What to do.
     recover
         Whether to go back to an earlier checkpoint where the last one is damaged (`stream.recovery`).
+    accept_gap
+        Whether to go on where what was still to be read of the source is gone (`stream.sources.gap`).
     clock
         Monotonic seconds.
     """
 
-    def __init__(self, settings: RunSettings, *, recover: bool = False, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        settings: RunSettings,
+        *,
+        recover: bool = False,
+        accept_gap: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         if settings.source is None:
             raise ConfigurationError("--source is needed: file:PATH or stdin:")
         if recover and settings.state is None:
             raise ConfigurationError("--recover: expected a --state to recover, got none")
+        if accept_gap and settings.state is None:
+            raise ConfigurationError("--accept-gap: expected a --state, without which nothing is resumed, got none")
         self.settings = settings
-        self._recover = recover
+        self._recover, self._accept_gap = recover, accept_gap
         self.metrics = Metrics(publish_on_commit=settings.state is not None)
         self.store: StateStore | None = None
         self.copier: StoreCopier | None = None
@@ -141,7 +151,10 @@ class Consumer:
         self._told_of_duplicates = False
         self._asked_at = 0.0
         self.source: Source = open_source(
-            settings.source, follow=settings.follow, stdin_continues=settings.stdin_continues
+            settings.source,
+            follow=settings.follow,
+            stdin_continues=settings.stdin_continues,
+            accept_gap=accept_gap,
         )
         self.sink: Sink | None = None if settings.sink is None else open_sink(settings.sink)
         self.dead_letter_path = dead_letter_path(settings)
@@ -164,7 +177,8 @@ class Consumer:
         parser = EventParser(
             strict=settings.strict, max_line_bytes=settings.max_line_bytes, vocabulary=self.engine.backbone.vocabulary
         )
-        self.reader = Reader(self.source, parser, self.engine.backbone)
+        self.reader: Reader | CarefulReader = Reader(self.source, parser, self.engine.backbone)
+        self.guard = CrashGuard(settings.crash_limit, settings.batch_events)
         self.totals = Totals()
         self.forgetting = ForgettingTracker()
         null = null_model(self.engine.writer)
@@ -180,6 +194,8 @@ class Consumer:
         self.last_tick = clock()
         self._clock = clock
         self._stopping = Flag()
+        """Waited for on other threads only: a signal's handler sets it in the midst of whatever the loop's does."""
+        self._stop_hint: str | None = None
         self._told_at: float | None = None
         self._stop_at: float | None = None
         self._positions: dict[str, Position] = {}
@@ -234,13 +250,21 @@ class Consumer:
             self._open.callback(self.tape.close)
         self.source.open(checkpoint.positions)
         self._positions.update(self.source.beginnings)
+        self._tell_of_gaps()
         self._open.callback(self.source.close)
         if self.store is not None and self.store.path is not None:
             self.copier = StoreCopier(self.store.path, self.settings.copy_every, clock=self._clock)
             self._open.callback(self.copier.close)
+        begun = {name: place.offset for name, place in (*checkpoint.positions.items(), *self._positions.items())}
         self.commit()  # killed before its first checkpoint, a run would find its own files and refuse them
         resumed = {name: position.offset for name, position in checkpoint.positions.items()}
         log.info("resumed" if resumed else "started", source=self.settings.source, offsets=resumed)
+        if self.store is not None and not self.settings.stdin_continues:  # there, what comes next is another line
+            path = starts_path(self.store.path, self.dead_letter_path)
+            self.guard.begin(path, self.store.identity, begun)
+            self._open.callback(self.guard.end)
+        if self.guard.careful and isinstance(self.reader, Reader):
+            self.reader = CarefulReader(self.reader, self.source, self.guard)
         self.reader.start()
         self._open.callback(self.reader.join)
         self._open.callback(self.reader.stop)
@@ -258,6 +282,20 @@ class Consumer:
                     "would; write it somewhere else"
                 )
 
+    def _tell_of_gaps(self) -> None:
+        """Put what is missing of the source, and was accepted, on record; the first checkpoint holds that."""
+        gaps = self.source.gaps
+        if self._accept_gap and not gaps:
+            log.info("no_gap_to_accept", source=self.settings.source)
+        for gap in gaps:
+            known = {"from": gap.start} | ({} if gap.end is None else {"to": gap.end})
+            log.warning("gap_accepted", partition=gap.partition, **known, why=gap.why, hint=gap.hint)
+        if self.dead_letters is not None:
+            self.dead_letters.write(letter_of_gap(gap) for gap in gaps)
+        self.metrics.add("ebbtide_source_gaps_total", len(gaps))
+        if gaps:
+            self.metrics.add("ebbtide_dead_letters_total", len(gaps), Reason.SOURCE_GAP)
+
     def _check_outputs(self, checkpoint: Checkpoint) -> None:
         """Raise where an output does not hold a checkpoint (any more)."""
         outputs = {output.name: output for output in (self.sink, self.tape) if output is not None}
@@ -270,6 +308,9 @@ class Consumer:
     def _close_source(self) -> None:
         """Once told to stop, close the source, whoever waits for it at that moment: `open`, or the reader."""
         self._stopping.wait()
+        if self._stop_hint is not None:
+            log.warning("told_to_stop", hint=self._stop_hint)
+        self.guard.excuse()
         self.reader.stop()
 
     def run(self, each: Callable[[], None] = lambda: None) -> Totals:
@@ -280,6 +321,10 @@ class Consumer:
         each
             Called after each micro-batch and while idle, such as to move a progress bar.
         """
+        with self.guard.watch():
+            return self._consume(each)
+
+    def _consume(self, each: Callable[[], None]) -> Totals:
         batcher = Batcher(
             self.reader.receive,
             max_events=self.settings.batch_events,
@@ -292,11 +337,12 @@ class Consumer:
         for batch in batcher.batches(IDLE):
             if batch is not None:
                 self._take(batch)
+                self.guard.let_go(event=bool(batch.events))
             now = self.last_tick = self._clock()
             if self._act(now):
                 committed = self._clock()
             full = self.store is not None and any(engine.pool.wants_commit for engine in self._engines())
-            if self._uncommitted and (full or now - committed >= self.settings.checkpoint_every):
+            if self._uncommitted and (full or self.guard.careful or now - committed >= self.settings.checkpoint_every):
                 self.commit()
                 committed = self._clock()
             if self.copier is not None:
@@ -352,9 +398,10 @@ class Consumer:
         yield self.label, "live"
         yield from ((shadow.name, "shadow") for shadow in self.shadows)
 
-    def stop(self) -> None:
-        """Read no more; what was read is still processed, within the deadline."""
+    def stop(self, hint: str | None = None) -> None:
+        """Read no more; what was read is still processed, within the deadline. The hint goes into the log."""
         if self._told_at is None:
+            self._stop_hint = hint
             self._told_at = self._clock()
         self._stopping.set()
 
@@ -392,7 +439,7 @@ class Consumer:
                 self.metrics.add("ebbtide_fenced_commits_total")
                 raise
             except (OSError, PassingError) as error:
-                if isinstance(error, OSError) and error.errno not in PASSING:
+                if isinstance(error, OSError) and error.errno not in NO_ROOM:
                     raise
                 if self._stopping.is_set() and not self._may_go_on(self._clock()):
                     raise
@@ -426,11 +473,12 @@ class Consumer:
         self.blocked = reason
         self.metrics.set("ebbtide_waiting_for_room", 1)
         until = self._clock() + pause
-        while self._clock() < until and not self._stopping.is_set():
-            self.last_tick = self._clock()
-            self._stopping.wait(min(IDLE, pause))
-        if self._stopping.is_set():
-            time.sleep(IDLE)
+        with self.guard.waiting():
+            while self._clock() < until and not self._stopping.is_set():
+                self.last_tick = self._clock()
+                time.sleep(min(IDLE, pause))
+            if self._stopping.is_set():
+                time.sleep(IDLE)
         self.last_tick = self._clock()
 
     def _commit(self) -> None:
@@ -467,6 +515,8 @@ class Consumer:
             self.metrics.add("ebbtide_checkpoints_total")
             self.metrics.set("ebbtide_last_checkpoint_timestamp_seconds", time.time())
         self.operators.committed()
+        if self._uncommitted:
+            self.guard.progress(self._positions)
         self._positions.clear()
         self._uncommitted = 0
 

@@ -10,9 +10,12 @@ EbbtideError
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
 
 import sqlalchemy as sql
 
@@ -47,6 +50,8 @@ _AWAY = frozenset({"40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03"
 """PostgreSQL: serialization failure, deadlock, lock not available, query cancelled, shutdown (three), idle session
 ended, read-only (a standby), out of memory, too many connections."""
 _SQLITE_NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY})
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Errors of a file that somebody may mend while the run waits."""
 _SQLITE_AWAY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _SQLITE_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 
@@ -74,6 +79,8 @@ checkpoint is as it was, and the same command goes on from it
         raise DamagedError(f"--state {shown}: the file was damaged (a text that is none); {REPAIR}") from error
     except sql.exc.SQLAlchemyError as error:
         kind, line = kind_of(error), first_line(error)
+        if _could_not_write(error) and _may_not_be_written(shown):
+            kind = NoRoomError
         if kind is DamagedError:
             raise DamagedError(f"--state {shown}: the file was damaged ({line}); {REPAIR}") from error
         hint = f"; if the disk and the file may be written, it was damaged: {REPAIR}" if "readonly" in line else ""
@@ -109,6 +116,21 @@ def kind_of(error: sql.exc.SQLAlchemyError) -> type[EbbtideError]:
         theirs = type(cause).__module__.startswith("psycopg") and isinstance(error, sql.exc.OperationalError)
         return AwayError if theirs else _lost(error)
     return AwayError if state in _AWAY or state.startswith("08") else _lost(error)
+
+
+def _could_not_write(error: sql.exc.SQLAlchemyError) -> bool:
+    """Say whether SQLite's file took no write: it does not tell why. (An fsync that failed is another matter.)"""
+    return getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_IOERR_WRITE
+
+
+def _may_not_be_written(shown: str) -> bool:
+    """Say whether nothing can be written where an SQLite store is."""
+    try:
+        with TemporaryFile(dir=Path(sql.make_url(shown).database or "").absolute().parent) as file:
+            file.write(b"0")
+    except OSError as error:
+        return error.errno in NO_ROOM
+    return False
 
 
 def _lost(error: sql.exc.SQLAlchemyError) -> type[EbbtideError]:

@@ -164,6 +164,7 @@ def consumer(folder: Path, *options: str) -> Iterator[int]:
             f"--state=sqlite:///{folder}/state.db",
             f"--sink=jsonl:{folder}/out.jsonl",
             "--checkpoint-every=0.5",
+            "--copy-every=2",
         ]
         command += [f"--api-token-file={token}", "--batch-events=8", "--pool-bytes=49152", *options]
         with subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:

@@ -35,6 +35,7 @@ COMMANDS = (
         "generate",
         "inspect",
         "act",
+        "forget",
         "replay",
         "tune",
         "report",
@@ -149,7 +150,7 @@ def test_every_command_is_known_and_has_help(cli: Cli) -> None:
 @pytest.mark.parametrize("command", ["run", "config"])
 def test_every_setting_has_an_option_and_a_help_text(command: str) -> None:
     made = options(command)
-    assert set(made) - {"file", "as_json", "recover"} == set(RunSettings.model_fields)
+    assert set(made) - {"file", "as_json", "recover", "accept_gap"} == set(RunSettings.model_fields)
     for name, field in RunSettings.model_fields.items():
         assert made[name].opts == ["--" + name.replace("_", "-")]
         assert field.description, name

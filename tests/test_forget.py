@@ -87,6 +87,7 @@ def settings(folder: Path, **given: Any) -> RunSettings:
             "tape_text": True,
             "metrics_port": 0,
             "batch_events": 16,
+            "checkpoint_every": 0,  # a tape goes on in a new part after a checkpoint
             "detectors": {"topic_shift_score": "page_hinkley"},
         }
         | given

@@ -25,7 +25,8 @@ from monitors.retrieval_error import Retrieval, RetrievalErrorMonitor
     ages=st.lists(st.integers(1, 2000), min_size=3, max_size=20, unique=True),
 )
 def test_an_exponential_gives_its_half_life_back_from_any_ages(life: float, start: float, ages: list[int]) -> None:
-    age = np.array([0, *sorted(ages)], np.float64)
+    # Below the smallest normal number a strength has too few digits left to tell anything.
+    age = np.array([0, *sorted(age for age in ages if age < 1000 * life)], np.float64)
     found = half_life(age, start * 0.5 ** (age / life))
     if age[-1] < life * (1 - 1e-9):
         assert math.isnan(found)

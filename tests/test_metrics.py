@@ -32,6 +32,7 @@ PERSISTENT = {
     "ebbtide_duplicate_events_total",
     "ebbtide_late_events_total",
     "ebbtide_recoveries_total",
+    "ebbtide_source_gaps_total",
 }
 
 
