@@ -32,7 +32,8 @@ from stream.batch import MicroBatch
 from stream.config import RunSettings
 from stream.consumer import Consumer
 from stream.generate import GenerateSettings, generate
-from stream.http import HttpServer, create_app
+from stream.http import create_app
+from stream.http_server import HttpServer
 from stream.service import ConsumerService
 
 READER_STAGES = ("parse", "tokenize")
@@ -186,6 +187,33 @@ def tape(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def duplicates(quick: bool) -> list[dict[str, Any]]:
+    """The consumer with `hashing`, with the window of ids and without, in turns: what knowing duplicates costs."""
+    events, runs = (10_000, 2) if quick else (50_000, 9)
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "events.jsonl"
+        write_events(source, 1_000, events)
+        for run in range(-1, runs):
+            seconds = {}
+            for window in (0, 64) if run % 2 else (64, 0):
+                place = Path(folder) / f"run{run}-{window}"
+                place.mkdir()
+                seconds[window] = consume(source, place, policy="none", dedupe_window=window).totals.seconds
+            if run >= 0:  # the first pair warms up
+                ratios.append(seconds[64] / seconds[0])
+    rows = [
+        {
+            "what": "time with --dedupe-window 64 over time with 0",
+            "median": median(ratios),
+            "min": min(ratios),
+            "max": max(ratios),
+        }
+    ]
+    print_table(f"hashing, {events:,} events of {TOKENS} tokens, {runs} pairs of runs", rows)
+    return rows
+
+
 POLICIES: dict[str, dict[str, Any]] = {
     "none": {"policy": "none"},
     "decay_on_shift": {"policy": "decay_on_shift"},
@@ -266,7 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=["throughput", "minilm", "memory", "tape", "policies"])
+    parser.add_argument("--only", choices=["throughput", "minilm", "memory", "tape", "duplicates", "policies"])
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -275,7 +303,14 @@ def main() -> None:
         consume(*arguments.child)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
-    parts = {"throughput": throughput, "minilm": minilm, "memory": memory, "tape": tape, "policies": policies}
+    parts = {
+        "throughput": throughput,
+        "minilm": minilm,
+        "memory": memory,
+        "tape": tape,
+        "duplicates": duplicates,
+        "policies": policies,
+    }
     chosen = [arguments.only] if arguments.only else list(parts)
     result = {name: parts[name](arguments.quick) for name in chosen}
     if arguments.json:

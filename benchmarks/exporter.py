@@ -25,7 +25,8 @@ from benchmarks.consumer import write_events
 from benchmarks.report import print_table
 from stream.config import RunSettings
 from stream.consumer import Consumer
-from stream.http import HttpServer, create_app
+from stream.http import create_app
+from stream.http_server import HttpServer
 from stream.service import ConsumerService
 
 

@@ -45,6 +45,31 @@ def slope(x: Sequence[float], y: Sequence[float], parts: int = PARTS) -> tuple[f
     return rise, STUDENT * math.sqrt(rest / (len(means) - 2) / spread)
 
 
+def cost(rows: Rows, parts: int = 10) -> list[tuple[float, float]]:
+    """Return the processor time of an event, which a busy machine changes little, in equal parts of the events.
+
+    Returns
+    -------
+    list of (float, float)
+        Events at each part's middle, and microseconds an event.
+
+    Examples
+    --------
+    >>> cost([{"events": 10.0 * n, "processor": 0.02 * n} for n in range(101)], parts=2)
+    [(250.0, 2000.0), (750.0, 2000.0)]
+    """
+    first, last = rows[0]["events"], rows[-1]["events"]
+    ends = [
+        min(rows, key=lambda row: abs(row["events"] - (first + (last - first) * part / parts)))
+        for part in range(parts + 1)
+    ]
+    return [
+        ((a["events"] + b["events"]) / 2, (b["processor"] - a["processor"]) / (b["events"] - a["events"]) * 1e6)
+        for a, b in pairwise(ends)
+        if b["events"] > a["events"]
+    ]
+
+
 def figures(rows: Rows, plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of a soak; memory is of the process that ended it, in the second half of what it did."""
     last = [row for row in rows if row["start"] == rows[-1]["start"]]
@@ -64,6 +89,9 @@ def figures(rows: Rows, plan: Mapping[str, Any]) -> dict[str, Any]:
         / max(1e-9, last[-1]["seconds"] - last[0]["seconds"]),
         "processor seconds a wall second": (last[-1]["processor"] - last[0]["processor"])
         / max(1e-9, last[-1]["seconds"] - last[0]["seconds"]),
+        "processor µs an event, least to most of ten parts": "{:.0f} to {:.0f}".format(
+            *((min(each), max(each)) if (each := [micros for _, micros in cost(last)]) else (math.nan, math.nan))
+        ),
         "lanes spilled a second, median": median(row["spills"] for row in spilled),
         "lanes brought back a second, median": median(row["returns"] for row in spilled),
         "lanes spilled in all": last[-1]["spilled_out"],
@@ -99,19 +127,24 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     rows: Rows = result["samples"]
+    steps = [{"events": at, "cost": micros} for at, micros in cost(rows)]
     panes: list[tuple[str, list[tuple[str, str, float]]]] = [
         ("resident memory (MB)", [("rss", "all", 1e6), ("anonymous", "of no file", 1e6)]),
         ("events a second", [("rate", "", 1)]),
+        ("processor time of an event (µs)", [("cost", "", 1)]),
         ("lanes a second", [("spills", "spilled", 1), ("returns", "brought back", 1)]),
         ("p99 (s)", [("batch_p99", "micro-batch", 1), ("commit_p99", "commit", 1)]),
         ("files (MB)", [("store", "store", 1e6), ("wal", "its log", 1e6)]),
-        ("the machine", [("load", "load", 1), ("fds", "descriptors", 1), ("threads", "threads", 1)]),
+        ("load of the machine", [("load", "", 1)]),
+        ("of the process", [("fds", "descriptors", 1), ("threads", "threads", 1)]),
     ]
-    figure, axes = plt.subplots(3, 2, figsize=(11, 9), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(4, 2, figsize=(11, 11), sharex=True, layout="constrained")
     for axis, (title, series) in zip(axes.flat, panes, strict=True):
         for name, label, unit in series:
-            points = [(row["events"] / 1e6, row[name] / unit) for row in rows if row.get(name) is not None]
-            axis.plot(*zip(*points, strict=True), label=label or None, linewidth=1)
+            seen = [row for row in (steps if name == "cost" else rows) if row.get(name) is not None]
+            points = [(row["events"] / 1e6, row[name] / unit) for row in seen]
+            few = len(points) < 20
+            axis.plot(*zip(*points, strict=True), label=label or None, linewidth=1, marker="." if few else None)
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
@@ -119,5 +152,5 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
             axis.legend(fontsize=8, frameon=False)
     for axis in axes[-1]:
         axis.set_xlabel("million events")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)

@@ -7,36 +7,23 @@ Requests are answered on one daemon thread, beside the loop; nothing here can ch
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
-import socket
 import time
 from collections.abc import Mapping
-from pathlib import Path
-from threading import Event, Thread
 from typing import Annotated, Any, Protocol
 
-import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException as BaseHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dashboards.live_page import content_security_policy, live_page
-from memory.errors import ConfigurationError, EbbtideError
 from stream.http_actions import Actor, add_actions
 from stream.http_events import EventStream, LiveEvents
-from stream.http_limits import MAX_HEAD, LimitedProtocol, check_tls
+from stream.http_pace import Pace
 from stream.plain_json import to_json
-
-MAX_CONNECTIONS = 128
-"""Connections served at once; the next ones are answered 503 without more work."""
 
 REQUESTS_PER_SECOND = 30
 """What is answered at most, health apart. More wait their turn: every answer takes the interpreter from the loop."""
-
-STOP_SECONDS = 5.0
-"""How long `HttpServer.stop` waits for the thread. Answers under way get one second of it."""
 
 
 class Service(Actor, Protocol):
@@ -106,37 +93,6 @@ HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": content_security_policy(),
 }
 """Sent with every answer."""
-
-
-class Pace:
-    """Spaces requests out once a burst of them is used up.
-
-    Parameters
-    ----------
-    rate
-        Requests a second in the long run.
-    burst
-        How many may come at once after a quiet time.
-
-    Examples
-    --------
-    >>> pace = Pace(rate=4, burst=2)
-    >>> [pace.delay(now=10.0) for _ in range(4)]
-    [0.0, 0.0, 0.25, 0.5]
-    >>> pace.delay(now=12.0)
-    0.0
-    """
-
-    def __init__(self, rate: float, burst: int):
-        self._spacing = 1 / rate
-        self._slack = (burst - 1) / rate
-        self._next = -math.inf
-
-    def delay(self, now: float) -> float:
-        """Return how many seconds a request that comes at `now` has to wait. Requests come in the order of `now`."""
-        turn = max(self._next, now - self._slack)
-        self._next = turn + self._spacing
-        return max(0.0, turn - now)
 
 
 class _Edge:
@@ -253,160 +209,3 @@ def create_app(service: Service, token: str | None = None, *, sample_every: floa
 
 def _verdict(good: bool, line: str) -> Response:
     return PlainTextResponse(line + "\n", 200 if good else 503)
-
-
-class HttpServer:
-    """Serves an application on a daemon thread.
-
-    The life of one: the constructor takes the port, so that one in use is known before anything else has begun;
-    `start` answers from then on; `stop` ends it, and may be called at any time and twice.
-
-    Parameters
-    ----------
-    app
-        What `create_app` returns.
-    host
-        An address of this machine, or its name.
-    port
-        The port; 0 for any that is free, which `port` then tells.
-    certificate, key
-        Files in PEM form: then it speaks TLS, 1.2 or later, and nothing else.
-
-    Raises
-    ------
-    ConfigurationError
-        The address cannot be listened on, or the files are not what they should be.
-
-    Examples
-    --------
-    >>> import httpx
-    >>> server = HttpServer(FastAPI(title="an example"), "127.0.0.1", 0)
-    >>> server.start()
-    >>> httpx.get(server.url + "/openapi.json").json()["info"]["title"]
-    'an example'
-    >>> server.stop()
-    """
-
-    def __init__(self, app: FastAPI, host: str, port: int, *, certificate: Path | None = None, key: Path | None = None):
-        check_tls(certificate, key)
-        self._scheme = "http" if certificate is None else "https"
-        self._socket = _listen(host, port)
-        self.host = host
-        self.port: int = self._socket.getsockname()[1]
-        self._up = Event()
-        self._failure: BaseException | None = None
-        self._log = logging.getLogger("uvicorn.error")
-        self._seldom = Seldom()
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                loop="asyncio",
-                http=LimitedProtocol,
-                h11_max_incomplete_event_size=MAX_HEAD,
-                ssl_certfile=certificate,
-                ssl_keyfile=key,
-                ws="none",
-                lifespan="off",
-                log_config=None,  # no handlers of its own: records go where the process sends its log
-                log_level=logging.WARNING,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                limit_concurrency=MAX_CONNECTIONS,
-                timeout_graceful_shutdown=1,
-            ),
-            self._up,
-            getattr(app.state, "events", None),
-        )
-        self._thread = Thread(target=self._serve, name="ebbtide-http", daemon=True)
-
-    @property
-    def url(self) -> str:
-        """Where it listens, without a slash at the end."""
-        return f"{self._scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
-
-    def start(self) -> None:
-        """Begin to answer; returns when it does."""
-        self._log.addFilter(self._seldom)
-        self._thread.start()
-        self._up.wait()
-        if not self._server.started:
-            raise EbbtideError(f"the HTTP server on {self.url} did not start: {self._failure!r}")
-
-    def stop(self) -> None:
-        """Let answers under way be finished, for a second, and close the port."""
-        self._server.should_exit = True
-        if self._thread.ident is not None:
-            self._thread.join(STOP_SECONDS)
-        self._log.removeFilter(self._seldom)
-        self._socket.close()
-
-    def _serve(self) -> None:
-        try:
-            self._server.run(sockets=[self._socket])
-        except BaseException as failure:
-            # Nobody is above this to hear it. The consumer goes on without its metrics.
-            self._failure = failure
-            logging.getLogger(__name__).exception("http_server_failed")
-        finally:
-            self._up.set()
-
-
-class Seldom(logging.Filter):
-    """Lets a message through once a minute: the server logs one for each request that it refuses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._last: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether the record is logged; a failure with its traceback always is."""
-        if record.exc_info or record.created - self._last.get(record.msg, -math.inf) >= 60:
-            self._last[record.msg] = record.created
-            return True
-        return False
-
-
-class _Server(uvicorn.Server):
-    """Says when it is up, and begins and ends the live events with itself."""
-
-    def __init__(self, config: uvicorn.Config, up: Event, events: LiveEvents | None):
-        super().__init__(config)
-        self._up, self._events = up, events
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self._events is not None:
-            self._events.start()
-        self._up.set()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._events is not None:
-            self._events.close()  # answers that never end would be waited for
-        await super().shutdown(sockets)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    advice = "choose another --metrics-port, or 0 to turn the HTTP server off"
-    if not 0 <= port <= 65535:
-        raise ConfigurationError(f"expected a port from 1 to 65535, got {port}; {advice}")
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        # A name such as localhost has several addresses; IPv4 is what configurations of scrapers mean by it.
-        family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
-        # asyncio turns Nagle's algorithm off only on sockets that name their protocol, and `socket.create_server` names
-        # none; with it on, every answer is 40 ms late, since its head and its body are written apart.
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigurationError(f"expected a host to listen on, got {host!r}: {error.strerror}; {advice}") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        # Listening at once, not only bound: two sockets can be bound to one port as long as neither listens.
-        listener.listen(MAX_CONNECTIONS)
-        return listener
-    except OSError as error:
-        listener.close()
-        raise ConfigurationError(
-            f"expected to listen on {host} port {port}, got {error.strerror!r}; {advice}"
-        ) from error

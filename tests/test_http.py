@@ -25,7 +25,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 from memory.errors import ConfigurationError
 from monitors.exporter import Exporter
 from monitors.metrics import Metrics
-from stream.http import MAX_CONNECTIONS, HttpServer, Pace, Seldom, Service, create_app
+from stream.http import Service, create_app
+from stream.http_pace import Pace
+from stream.http_server import MAX_CONNECTIONS, HttpServer, Seldom
 from stream.operators import Ask
 from stream.store import Acted
 

@@ -108,7 +108,10 @@ def _read_head(part: Path) -> tuple[TapeHead, pa.Schema]:
     """Return what the head of a part says, and the schema that goes with it."""
     try:
         with pa.OSFile(str(part)) as file:
-            schema = pa.ipc.read_schema(pa.ipc.read_message(file))
+            message = pa.ipc.read_message(file)
+            if message.type != "schema":  # Arrow would read it as one all the same, and crash
+                raise ValueError(f"it begins with a message of type {message.type}")
+            schema = pa.ipc.read_schema(message)
             about = schema.metadata or {}
         text = about.get(b"ebbtide") or b""
         head = TapeHead.model_validate_json(text)

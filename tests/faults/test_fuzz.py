@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import schemathesis
 import yaml
@@ -164,6 +165,33 @@ def test_every_bit_of_a_tapes_head_matters(tape: Path) -> None:
                 read_tape(tape)
     finally:
         part.write_bytes(whole)
+
+
+def test_what_a_tapes_first_message_is_called_is_looked_at(tape: Path) -> None:
+    """Arrow reads one of an unknown type as a schema, and crashes."""
+    part = tape / "part-000000.arrows"
+    whole = part.read_bytes()
+    named = [place for place in range(64) if whole[place] == 1 and _type_of(_with(whole, place, 249)) == "unknown"]
+    assert named, "where the type is could not be found"
+    try:
+        for place in named:
+            for value in (0, 2, 5, 6, 249, 255):
+                part.write_bytes(_with(whole, place, value))
+                with pytest.raises(ConfigurationError, match="this is no tape"):
+                    read_tape(tape)
+    finally:
+        part.write_bytes(whole)
+
+
+def _with(whole: bytes, place: int, value: int) -> bytes:
+    return whole[:place] + bytes([value]) + whole[place + 1 :]
+
+
+def _type_of(raw: bytes) -> str:
+    try:
+        return str(pa.ipc.read_message(pa.BufferReader(raw)).type)
+    except (OSError, pa.ArrowException):
+        return "none"
 
 
 @pytest.mark.parametrize("how", ["swapped", "doubled", "left out at the front", "left out in the middle"])

@@ -19,11 +19,13 @@ from pathlib import Path
 import pytest
 
 import stream.http_limits
+import stream.http_server
 from memory.errors import ConfigurationError
 from stream.config import RunSettings
-from stream.http import MAX_CONNECTIONS, HttpServer, create_app
+from stream.http import create_app
 from stream.http_actions import MAX_BODY, read_token
 from stream.http_limits import MAX_HEAD
+from stream.http_server import MAX_CONNECTIONS, HttpServer
 from stream.operators import Ask
 from stream.store import Acted
 from tests.test_http import SampleService
@@ -169,6 +171,24 @@ class TestSlowClients:
         finally:
             for raw in slow:
                 raw.close()
+
+    def test_a_storm_of_connections_is_taken_at_a_pace(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(stream.http_server, "CONNECTIONS_PER_SECOND", 1e-3)
+        monkeypatch.setattr(stream.http_server, "MAX_CONNECTIONS", 20)
+        server = HttpServer(create_app(SampleService()), "127.0.0.1", 0)
+        server.start()
+        try:
+            for _ in range(21):
+                with socket.create_connection(("127.0.0.1", server.port)) as raw:
+                    raw.sendall(b"GET /-/healthy HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    assert raw.recv(12) == b"HTTP/1.1 200"
+            with socket.create_connection(("127.0.0.1", server.port), timeout=0.5) as late:  # the kernel took it
+                late.sendall(b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n")
+                with pytest.raises(TimeoutError):
+                    late.recv(1)
+        finally:
+            server.stop()
+        assert not server._thread.is_alive()
 
     def test_one_that_does_not_read_its_answer_is_cut_off(self, server: HttpServer, service: Obliging) -> None:
         service.rows = [{"stream": "x" * 1000}] * 1000
@@ -344,6 +364,18 @@ class TestTls:
             connection.close()
             with pytest.raises((http.client.HTTPException, ConnectionError)):
                 ask(server, "GET", "/-/healthy")
+        finally:
+            server.stop()
+
+    def test_one_that_does_not_shake_hands_is_cut_off(
+        self, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(stream.http_limits, "PATIENCE", 0.3)
+        server = HttpServer(create_app(SampleService()), "127.0.0.1", 0, certificate=pair[0], key=pair[1])
+        server.start()
+        try:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=60) as silent:
+                assert ends(silent) == b""
         finally:
             server.stop()
 
