@@ -130,13 +130,15 @@ _CHECKPOINTS = Row(
             thresholds=[(limits.COPY_SECONDS, "orange")],
         ),
         Panel(
-            "Copies, recoveries and fenced commits, in 1 h",
-            "A recovery began at an earlier checkpoint because somebody asked for it. A fenced commit was refused "
-            "since another consumer has the store: two were started on one.",
+            "Copies, recoveries, gaps and fenced commits, in 1 h",
+            "A recovery began at an earlier checkpoint because somebody asked for it; a gap was accepted where the "
+            "rest of the source was gone. A fenced commit was refused since another consumer has the store: two were "
+            "started on one.",
             [
                 Target(increase("ebbtide_store_copies_total", "1h"), "copies"),
                 Target(increase("ebbtide_store_copy_failures_total", "1h"), "failed copies"),
                 Target(increase("ebbtide_recoveries_total", "1h"), "recoveries"),
+                Target(increase("ebbtide_source_gaps_total", "1h"), "gaps"),
                 Target(increase("ebbtide_fenced_commits_total", "1h"), "fenced"),
             ],
             unit="short",

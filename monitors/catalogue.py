@@ -217,6 +217,7 @@ _METRICS = (
     _work("duplicate_events", "Events whose id was among the last ones of their stream, refused or taken."),
     _work("late_events", "Events whose time is earlier than that of the event before them in their stream."),
     _work("recoveries", "Times that a run began at an earlier checkpoint because it was asked to with --recover."),
+    _work("source_gaps", "Partitions whose unread rest was gone when a run began, accepted with --accept-gap."),
     # What this process did.
     _counter("store_copies", "Copies of the state store made by this process, read and found whole."),
     _counter("store_copy_failures", "Copies of the state store that failed; those before them stand."),

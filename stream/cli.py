@@ -59,7 +59,9 @@ def main() -> None:
     """Run the command line and exit."""
     from memory.errors import ConfigurationError, EbbtideError
     from stream.side_output import tell
+    from stream.stop_signals import process_ends
 
+    process_ends()
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except UsageError as error:

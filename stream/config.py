@@ -144,6 +144,13 @@ class RunSettings(BaseModel):
     drain: float = Field(
         10.0, ge=0, allow_inf_nan=False, description="Deadline for a clean stop after SIGTERM or SIGINT, in seconds"
     )
+    crash_limit: int = Field(
+        3,
+        ge=0,
+        le=1000,
+        description="Starts that may die at one place before lines are taken one at a time, and then over one line "
+        "before it is refused; 0: any number",
+    )
     pool_bytes: int = Field(
         1 << 30, ge=1, description="Most bytes of states kept resident, filed ones too; the rest is spilled"
     )
@@ -155,6 +162,10 @@ class RunSettings(BaseModel):
         "auto", description="auto: colours on a terminal, plain elsewhere"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
+    log_text: bool = Field(
+        False,
+        description="Log what was said: of events that raised an alarm or were acted upon, and of refused lines",
+    )
     progress: bool = Field(True, description="A progress bar, where there is a terminal")
 
     @field_validator("mode")

@@ -34,7 +34,8 @@ from stream.assembly import batch_tokens, build_engine, null_model, tape_head
 from stream.batch import Batcher, MicroBatch
 from stream.careful_reader import CarefulReader
 from stream.config import RunSettings
-from stream.crash_guard import CrashGuard, starts_path
+from stream.crash_guard import CrashGuard
+from stream.crash_note import starts_path
 from stream.dead_letters import DeadLetterFile, letter_of_gap
 from stream.engine import Engine, Outcome
 from stream.event import EventParser, Reason
@@ -47,6 +48,7 @@ from stream.sinks import JsonlSink, Sink, open_sink
 from stream.sources import FileSource, Source, open_source
 from stream.sources.file_source import ENDINGS
 from stream.sources.source import Position
+from stream.spoken_log import log_texts
 from stream.store import AwayError, Checkpoint, FencedError, OutputMark, PassingError, StateStore
 from stream.store_copy import StoreCopier
 from stream.store_errors import NO_ROOM
@@ -249,6 +251,8 @@ class Consumer:
             self.tape.open(*checkpoint.marks.get(self.tape.name, NO_MARK))
             self._open.callback(self.tape.close)
         self.source.open(checkpoint.positions)
+        if self.source.gaps:
+            self.commit()  # as below: there is something to write before the first checkpoint
         self._positions.update(self.source.beginnings)
         self._tell_of_gaps()
         self._open.callback(self.source.close)
@@ -262,7 +266,7 @@ class Consumer:
         if self.store is not None and not self.settings.stdin_continues:  # there, what comes next is another line
             path = starts_path(self.store.path, self.dead_letter_path)
             self.guard.begin(path, self.store.identity, begun)
-            self._open.callback(self.guard.end)
+            self._open.callback(self.guard.excuse)
         if self.guard.careful and isinstance(self.reader, Reader):
             self.reader = CarefulReader(self.reader, self.source, self.guard)
         self.reader.start()
@@ -553,6 +557,8 @@ class Consumer:
         if self.tape is not None:
             with self._timed("tape"):
                 self.tape.write(outcome)
+        if self.settings.log_text:
+            log_texts(outcome, batch.dead)
         self._positions.update(batch.positions)
         self._uncommitted += batch.line_count
         self.totals.events += len(batch.events)

@@ -5,7 +5,8 @@ JSON Lines, one record a rejected line::
     {"partition": str, "offset": int, "line": int, "reason": str, "detail": str, "length": int, "raw": base64,
      "truncated"?: true}
 
-Nothing of what the line says is in the open: `detail` names keys, types and places only.
+Nothing of what the line says is in the open: `detail` names keys, types and places only. A gap in the source that was
+accepted has a record too, of no line: reason `source_gap`, no bytes, at the offset at which it begins.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stream.append_file import AppendFile
+from stream.event import Reason
+from stream.sources.gap import Gap
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,27 @@ class DeadLetter:
             return cls(**{**fields, "raw": b64decode(fields["raw"], validate=True)})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"expected a dead-letter record, got something else: {error}") from error
+
+
+def letter_of_gap(gap: Gap) -> DeadLetter:
+    """Return the record of what is missing of a partition: of no line, at the one that would have come next.
+
+    Examples
+    --------
+    >>> from stream.sources import Position
+    >>> gap = Gap("log", 120, 500, 3, "it has 0 bytes", "log", 0, Position(offset=120, lines=3, identity={}))
+    >>> letter_of_gap(gap).to_json()
+    '{"partition":"log","offset":120,"line":4,"reason":"source_gap","detail":"expected the rest of what was read, from byte 120 to byte 500 or later, got: it has 0 bytes; log is read from its beginning; offsets go on counting","length":0,"raw":""}'
+    """  # noqa: E501
+    return DeadLetter(
+        partition=gap.partition,
+        offset=gap.start,
+        line=gap.line + 1,
+        reason=Reason.SOURCE_GAP,
+        detail=f"expected the rest of what was read, {gap}, got: {gap.why}; {gap.hint}",
+        raw=b"",
+        length=0,
+    )
 
 
 class DeadLetterFile(AppendFile):

@@ -94,6 +94,10 @@ class Reason(StrEnum):
     """Said by a source, not by the parser: a compressed file is damaged or cut short, and was read up to there."""
     DUPLICATE = "duplicate"
     """Said by the loop, not by the parser: an event with the same ``id`` was among the last ones of its stream."""
+    SOURCE_GAP = "source_gap"
+    """Said at the start, of no line: what was still to be read is gone, and somebody accepted that."""
+    CRASHED = "crashed"
+    """Said by the reader, which did not parse it again: several runs died while they took in this line alone."""
 
 
 @dataclass(slots=True)

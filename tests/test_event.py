@@ -122,6 +122,7 @@ def test_every_reason_of_the_parser_is_tested_above() -> None:
         Reason.BAD_TIMESTAMP,
         Reason.CORRUPT_COMPRESSION,
         Reason.DUPLICATE,
+        Reason.CRASHED,
         Reason.SOURCE_GAP,
     }
     assert tested | elsewhere == set(Reason)

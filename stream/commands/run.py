@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,9 +15,6 @@ from stream.options import options_of
 
 if TYPE_CHECKING:
     from stream.consumer import Consumer
-
-SECOND_SIGNAL = 128
-"""Exit code, with the signal's number added, of a run that was told twice to stop and stopped at once."""
 
 
 @options_of(RunSettings)
@@ -34,12 +30,19 @@ def run(
             help="Where the state store or an output is damaged, go back to the last good checkpoint, this once",
         ),
     ] = False,
+    accept_gap: Annotated[
+        bool,
+        typer.Option(
+            "--accept-gap",
+            help="Where what was still to be read of the source is gone, go on in what is there now, this once",
+        ),
+    ] = False,
 ) -> None:
     """Consume a stream: feed the memory, measure its health, let the policy act, export everything.
 
     Ends at the end of the input, unless --follow. With --state, a run that was killed goes on where it was when the
-    same command is given again, and what comes out is the same, bit for bit. SIGTERM and SIGINT stop it cleanly;
-    a second one at once.
+    same command is given again, and what comes out is the same, bit for bit. SIGTERM, SIGINT and SIGHUP stop it
+    cleanly; a second SIGTERM or SIGINT at once.
     """
     settings, _ = effective(given, file=file)
 
@@ -49,20 +52,24 @@ def run(
 
     from memory.threads import set_threads
     from stream.consumer import Consumer
+    from stream.stop_signals import StopSignals
     from stream.summary import print_summary
 
     if settings.threads is not None:
         set_threads(settings.threads)
     with ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
         server = _listen(settings, stack)
-        consumer = Consumer(settings, recover=recover)
+        consumer = Consumer(settings, recover=recover, accept_gap=accept_gap)
         stack.callback(consumer.close)
-        stack.enter_context(_stopped_by_signals(consumer))
+        stack.callback(signals.over)
+        signals.listen(consumer.stop)
         consumer.open()
         if server is not None:
             server(consumer)
         with _progress(consumer) as each:
             totals = consumer.run(each)
+        signals.finished()
         print_summary(consumer, totals)
 
 
@@ -70,8 +77,9 @@ def _listen(settings: RunSettings, stack: ExitStack) -> Callable[[Consumer], Non
     """Take the port at once, so that one in use is known before the model is loaded; serve when there is a consumer."""
     if not settings.metrics_port:
         return None
-    from stream.http import HttpServer, create_app
+    from stream.http import create_app
     from stream.http_actions import read_token
+    from stream.http_server import HttpServer
     from stream.service import Late
 
     late = Late()
@@ -86,29 +94,6 @@ def _listen(settings: RunSettings, stack: ExitStack) -> Callable[[Consumer], Non
     stack.callback(server.stop)
     server.start()
     return late.serve
-
-
-@contextmanager
-def _stopped_by_signals(consumer: Consumer) -> Iterator[None]:
-    """Stop the consumer on SIGTERM and SIGINT; on a second one, end the process at once: as in a crash, nothing is
-    lost."""
-    import os
-
-    told = False
-
-    def stop(number: int, _: object) -> None:
-        nonlocal told
-        if told:
-            os._exit(SECOND_SIGNAL + number)
-        told = True
-        consumer.stop()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from memory.errors import ConfigurationError
 from stream.sources.file_source import FileSource
 from stream.sources.follow import FollowSettings
+from stream.sources.gap import Gap
 from stream.sources.pipe_source import PipeSource
 from stream.sources.source import CHUNK_BYTES, Chunk, EndOfInput, Mark, Position, Source
 from stream.sources.stdin_source import StdinSource
@@ -21,6 +22,7 @@ __all__ = [
     "EndOfInput",
     "FileSource",
     "FollowSettings",
+    "Gap",
     "Mark",
     "PipeSource",
     "Position",
@@ -41,22 +43,27 @@ class SourceOptions:
         How to go on at the end of the input; None: do not.
     stdin_continues
         Standard input begins where the last one left off.
+    accept_gap
+        Go on where what was read before is gone.
     """
 
     follow: FollowSettings | None = None
     stdin_continues: bool = False
+    accept_gap: bool = False
 
 
 def _file(rest: str, options: SourceOptions) -> Source:
     if not rest:
         raise ConfigurationError("expected a path in the source 'file:PATH', got 'file:'")
-    return FileSource(Path(rest).expanduser(), follow=options.follow)
+    return FileSource(Path(rest).expanduser(), follow=options.follow, accept_gap=options.accept_gap)
 
 
 def _stdin(rest: str, options: SourceOptions) -> Source:
     if rest:
         raise ConfigurationError(f"expected nothing behind 'stdin:', got {rest!r}; did you mean file:{rest}?")
-    return StdinSource(follow=options.follow is not None, continues=options.stdin_continues)
+    return StdinSource(
+        follow=options.follow is not None, continues=options.stdin_continues, accept_gap=options.accept_gap
+    )
 
 
 SCHEMES: dict[str, Callable[[str, SourceOptions], Source]] = {
@@ -71,6 +78,7 @@ def open_source(
     *,
     follow: bool | FollowSettings = False,
     stdin_continues: bool = False,
+    accept_gap: bool = False,
 ) -> Source:
     """Make the source that a text such as ``file:PATH`` or ``stdin:`` names; its ``open`` is still to be called.
 
@@ -82,6 +90,8 @@ def open_source(
         Whether, or how, to go on at the end of the input.
     stdin_continues
         Standard input begins where the last one left off.
+    accept_gap
+        Whether to go on where what was read before is gone, and tell of it in ``gaps``.
 
     Raises
     ------
@@ -100,7 +110,7 @@ def open_source(
     settings = follow if isinstance(follow, FollowSettings) else FollowSettings() if follow else None
     scheme, colon, rest = spec.partition(":")
     if colon and scheme in SCHEMES:
-        return SCHEMES[scheme](rest, SourceOptions(settings, stdin_continues))
+        return SCHEMES[scheme](rest, SourceOptions(settings, stdin_continues, accept_gap))
     if spec == "-" or (not colon and spec == "stdin"):
         slip = " (did you mean stdin:?)"
     elif Path(spec).exists():

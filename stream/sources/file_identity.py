@@ -11,7 +11,7 @@ from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
-from stream.sources.byte_stream import ByteStream, CorruptFile, PlainBytes
+from stream.sources.byte_stream import COMPRESSED, ByteStream, CorruptFile, PlainBytes
 from stream.sources.earlier import Earlier
 from stream.sources.open_file import Opener, open_readonly, open_stream, read_head
 from stream.sources.source import CHUNK_BYTES, EndOfInput
@@ -38,6 +38,8 @@ class FileIdentity(BaseModel):
         Its size when it was read, in bytes as stored.
     head_length, head_crc
         CRC32 of the first bytes consumed, at most `HEAD_BYTES` of them.
+    head_steps
+        CRC32 of shorter beginnings of them (`stream.sources.gap.STEPS`).
     tail_length, tail_crc
         CRC32 of the last bytes consumed, at most `TAIL_BYTES` of them and at most a line.
     complete
@@ -48,6 +50,12 @@ class FileIdentity(BaseModel):
         The last line consumed had no newline.
     earlier
         With follow: the files that the partition read before this one and that are still there.
+    packed
+        It is compressed: its size says nothing of how much there is to read.
+    mtime_ns
+        When it had last been written to, as in `os.stat`; 0: not known.
+    passed
+        The file was gone, and somebody accepted that: whatever comes in its place is read.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,12 +68,21 @@ class FileIdentity(BaseModel):
     size: NonNegativeInt
     head_length: NonNegativeInt
     head_crc: NonNegativeInt
+    head_steps: tuple[NonNegativeInt, ...] = ()
     tail_length: NonNegativeInt
     tail_crc: NonNegativeInt
     complete: bool = False
     corrupt: bool = False
     unterminated: bool = False
     earlier: tuple[Earlier, ...] = ()
+    packed: bool = False
+    mtime_ns: int = 0
+    passed: bool = False
+
+    def known_end(self, consumed: int) -> int | None:
+        """Return the partition's offset up to which there was something to read, where it is more than was consumed."""
+        packed = self.packed or self.name.endswith(COMPRESSED)
+        return self.base + self.size if not packed and self.size > consumed else None
 
 
 class OtherContent(Exception):  # noqa: N818 (a finding, which its reader words as an error)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -20,6 +21,8 @@ from stream.sources.earlier import Earlier
 from stream.sources.file_identity import HEAD_BYTES, FileIdentity, OtherContent, Reopened, reopen
 from stream.sources.file_mark import FileMark, Place
 from stream.sources.follow import FollowSettings
+from stream.sources.gap import Gap, span
+from stream.sources.instead import enter
 from stream.sources.line_cutter import Cut, LineCutter
 from stream.sources.log_parts import LogParts
 from stream.sources.open_file import Opener, has_head, open_readonly, open_stream, read_head
@@ -74,9 +77,17 @@ class FileLog:
         Opens a path for reading.
     offset, lines
         Where a fresh start begins to count.
+    accept_gap
+        Whether to go on where what was read before is gone.
+
+    Attributes
+    ----------
+    gap
+        What was missing when it was opened, and accepted.
     """
 
     __slots__ = (
+        "_accept_gap",
         "_base",
         "_clock",
         "_corrupt",
@@ -101,6 +112,7 @@ class FileLog:
         "_stream",
         "_successor_since",
         "_told",
+        "gap",
         "partition",
         "path",
     )  # fmt: skip  (a folder may hold a hundred thousand of them)
@@ -119,9 +131,12 @@ class FileLog:
         opener: Opener = open_readonly,
         offset: int = 0,
         lines: int = 0,
+        accept_gap: bool = False,
     ):
         self.partition = partition
         self.path = path
+        self.gap: Gap | None = None
+        self._accept_gap = accept_gap
         self._follow = follow
         self._stop = stop
         self._clock = clock
@@ -177,11 +192,50 @@ class FileLog:
                 self._tell("source_truncated", file=self.path.name, goes_on_in=self.path.name)
                 self._begin(open_stream(self.path, fixed=False), self.path.name)
                 return
-            raise ConfigurationError(
-                f"{self.path}: expected the file that was read up to byte {position.offset} (line {position.lines}) of "
-                f"{self.partition!r} before, got other content ({why}); put that file back, or begin anew with another "
-                "state"
-            ) from None
+            if not self._accept_gap and not identity.passed:
+                there = "none" if look(self.path) is None else "other content"
+                missing = span(position.offset, identity.known_end(position.offset - identity.base))
+                raise ConfigurationError(
+                    f"{self.path}: expected the file that was read up to byte {position.offset} (line {position.lines})"
+                    f" of {self.partition!r} before, got {there} ({why}); the gap goes {missing}: put that file "
+                    "back, go on without it with --accept-gap, or begin anew with another state"
+                ) from None
+            self._go_on_instead(self._place, str(why))
+
+    def _go_on_instead(self, place: Place, why: str) -> None:
+        """Go on without what is missing, in what is there now."""
+        self._cutter = LineCutter(place.offset, place.lines)
+        for path in self._instead_of(place.identity):
+            try:
+                fixed = self._follow is None
+                entered = enter(partial(open_stream, path, fixed=fixed, opener=self._opener), place, self._stop)
+            except FileNotFoundError:
+                continue
+            self._place = entered.place(path.name, place)
+            self._take(entered.stream, path.name)
+            self._cutter.owed = entered.in_line
+            self._base, self._head = self._place.identity.base, entered.head
+            break
+        else:
+            self._place = Place(place.offset, place.lines, place.identity.model_copy(update={"passed": True}))
+            self._done, self._left_gone = self._follow is None, True
+        if place.identity.passed:
+            return  # this was accepted before
+        self.gap = Gap(
+            partition=self.partition,
+            start=place.offset,
+            end=place.identity.known_end(place.offset - place.identity.base),
+            line=place.lines,
+            why=why,
+            goes_on=self._name if self._stream is not None else None,
+            known=self._stream.offset if self._stream is not None else 0,
+            position=self._place.position(),
+        )
+
+    def _instead_of(self, identity: FileIdentity) -> list[Path]:
+        """Return the paths of what comes after a file that is gone, the oldest first."""
+        parts = self._parts.unread() if self._follow is not None and not self._in_folder else []
+        return [*(part.path for part in parts if part.size and part.mtime_ns >= identity.mtime_ns), self.path]
 
     def _is_unchanged(self, identity: FileIdentity) -> bool:
         """Say whether a file that was read to its end is still the same, as far as that is seen without reading it."""
@@ -361,6 +415,8 @@ class FileLog:
             complete=self._corrupt or (not self._cutter.waiting and stream.exhausted),
             corrupt=self._corrupt,
             earlier=self._parts.earlier,
+            packed=not isinstance(stream, PlainBytes),
+            mtime_ns=os.fstat(stream.fd).st_mtime_ns,
         )
         self._last = Chunk(
             partition=self.partition,

@@ -11,6 +11,7 @@ from pydantic import JsonValue, ValidationError
 from memory.errors import ConfigurationError
 from stream.sources.earlier import Earlier
 from stream.sources.file_identity import TAIL_BYTES, FileIdentity
+from stream.sources.gap import steps_of
 from stream.sources.siblings import look
 from stream.sources.source import Chunk, Mark, Position
 
@@ -28,6 +29,8 @@ class FileMark(Mark):
     complete: bool
     corrupt: bool
     earlier: tuple[Earlier, ...]
+    packed: bool
+    mtime_ns: int
 
     def identify(self, chunk: Chunk, count: int) -> FileIdentity:
         """Return the identity of the place after the chunk's first `count` lines."""
@@ -45,12 +48,15 @@ class FileMark(Mark):
             size=self.size,
             head_length=len(head),
             head_crc=crc32(head),
+            head_steps=steps_of(head),
             tail_length=len(tail),
             tail_crc=crc32(tail),
             complete=self.complete and last,
             corrupt=self.corrupt,
             unterminated=not terminated,
             earlier=self.earlier,
+            packed=self.packed,
+            mtime_ns=self.mtime_ns,
         )
 
     def identity(self, chunk: Chunk, count: int) -> dict[str, JsonValue]:
@@ -84,6 +90,10 @@ class Place:
     offset: int
     lines: int
     identity: FileIdentity
+
+    def position(self) -> Position:
+        """Return it as it is stored."""
+        return Position(offset=self.offset, lines=self.lines, identity=self.identity.model_dump(mode="json"))
 
     @classmethod
     def of(cls, position: Position, partition: str) -> Place:

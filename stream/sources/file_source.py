@@ -28,6 +28,9 @@ ENDINGS = tuple(ending + packing for ending in (".jsonl", ".ndjson") for packing
 
 _OPEN_FILES = 64
 
+_NAMED = 5
+"""Partitions named in one message."""
+
 
 class FileSource(Source):
     """Reads a file, or a folder of files; plain, gzip or zstd.
@@ -43,6 +46,8 @@ class FileSource(Source):
         The file or folder.
     follow
         How to go on at the end of the files; None: do not.
+    accept_gap
+        Whether to go on where what was read before is gone.
     clock
         Seconds, never going back; for the waits in `FollowSettings`.
 
@@ -70,11 +75,13 @@ class FileSource(Source):
         path: str | Path,
         *,
         follow: FollowSettings | None = None,
+        accept_gap: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
         super().__init__()
         self.path = Path(path)
         self.follow = follow
+        self.accept_gap = accept_gap
         self._clock = clock
         self._is_folder = False
         self._logs: list[FileLog] = []
@@ -92,29 +99,40 @@ class FileSource(Source):
 
     @property
     def beginnings(self) -> Mapping[str, Position]:
-        """That of a followed log that begins anew."""
+        """Those of a followed log that begins anew, and of partitions that go on behind a gap."""
         return self._beginnings
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
     def _open(self, positions: Mapping[str, Position]) -> None:
-        status = self._status(bool(positions))
+        status = self._status(positions)
         self._is_folder = status is not None and stat.S_ISDIR(status.st_mode)
         if self._is_folder:
             self._open_folder(positions)
         else:
             self._open_file(positions)
+        self._note_gaps()
         if self.follow is None:
             self._total = sum(found.size for each in self._logs if (found := look(each.path)) is not None)
             self._note_rests()
 
-    def _status(self, resumes: bool) -> os.stat_result | None:
+    def _note_gaps(self) -> None:
+        self.gaps = [each.gap for each in self._logs if each.gap is not None]
+        self._beginnings |= {gap.partition: gap.position for gap in self.gaps}
+
+    def _status(self, positions: Mapping[str, Position]) -> os.stat_result | None:
         """Return the path's status; None if it is not there but a followed log's older parts may be."""
         try:
             return self.path.stat()
         except FileNotFoundError:
-            if resumes and self.path.parent.is_dir():
+            if partition_name(self.path) in positions and self.path.parent.is_dir():
                 return None
+            if positions:
+                names = _some(sorted(positions))
+                raise ConfigurationError(
+                    f"{self.path}: expected the folder whose files {names} were read before, got nothing"
+                    f"{self._slip()}; put it back, or begin anew with another state"
+                ) from None
             raise ConfigurationError(f"{self.path}: expected a file or folder, got nothing{self._slip()}") from None
         except OSError as error:
             raise ConfigurationError(f"{self.path}: expected a file or folder, cannot look: {error.strerror}") from None
@@ -127,7 +145,7 @@ class FileSource(Source):
         near = get_close_matches(self.path.name, os.listdir(folder), 1)
         return f" (did you mean {folder / near[0]}?)" if near else ""
 
-    def _new_log(self, path: Path) -> FileLog:
+    def _new_log(self, path: Path, accept_gap: bool = False) -> FileLog:
         name = partition_name(path)
         offset, lines = self._gone.pop(name, (0, 0))
         return FileLog(
@@ -141,11 +159,12 @@ class FileSource(Source):
             taken=self._is_taken,
             offset=offset,
             lines=lines,
+            accept_gap=accept_gap,
         )
 
     def _open_file(self, positions: Mapping[str, Position]) -> None:
         check_readable(self.path)
-        self._open_only(self._new_log(self.path), positions)
+        self._open_only(self._new_log(self.path, self.accept_gap), positions)
 
     def _open_only(self, only: FileLog, positions: Mapping[str, Position]) -> None:
         """Read a single partition."""
@@ -172,18 +191,24 @@ class FileSource(Source):
         for path in paths.values():
             check_readable(path)
         # The files that have positions come first: they tell which of the others are theirs under a new name.
+        refused: list[tuple[str, ConfigurationError]] = []
         for name in sorted(positions):
-            each = self._new_log(paths.get(name, self.path / name))
+            # What was read to its end may be gone. In a followed folder its name may have passed to another file.
+            may_go = bool(positions[name].identity.get("complete")) and (name not in paths or self.follow is not None)
+            each = self._new_log(paths.get(name, self.path / name), self.accept_gap and not may_go)
             try:
                 each.open(positions[name])
-            except ConfigurationError:
-                # What was read to its end may be gone. In a followed folder its name may have passed to another file.
-                if not positions[name].identity.get("complete") or (name in paths and self.follow is None):
-                    raise
-                self._gone[name] = (positions[name].offset, positions[name].lines)
-                log.info("source_partition_gone", partition=name, offset=positions[name].offset)
+            except ConfigurationError as error:
+                if may_go:
+                    self._gone[name] = (positions[name].offset, positions[name].lines)
+                    log.info("source_partition_gone", partition=name, offset=positions[name].offset)
+                else:
+                    refused.append((name, error))
             else:
                 self._add(each)
+        if refused:
+            others = [name for name, _ in refused[1:]]
+            raise ConfigurationError(f"{refused[0][1]}{f' (likewise: {_some(others)})' if others else ''}")
         self._adopt(paths.values())
 
     def _listing(self) -> list[Path]:
@@ -327,6 +352,12 @@ class FileSource(Source):
     def total_bytes(self) -> int | None:
         """Bytes, as stored, in all files; None with `follow`, where there is no end."""
         return self._total
+
+
+def _some(names: list[str]) -> str:
+    """Name a few, and count the others."""
+    more = len(names) - _NAMED
+    return ", ".join(map(repr, names[:_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 def partition_name(path: Path) -> str:

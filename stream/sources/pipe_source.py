@@ -15,6 +15,8 @@ import structlog
 from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, ValidationError
 
 from memory.errors import ConfigurationError
+from stream.sources.file_identity import HEAD_BYTES
+from stream.sources.gap import Gap, begins_alike, span, steps_of
 from stream.sources.line_cutter import Cut, LineCutter
 from stream.sources.source import CHUNK_BYTES, Chunk, EndOfInput, Mark, Position, Source
 
@@ -32,6 +34,8 @@ class PipeIdentity(BaseModel):
         CRC32 of all bytes since then.
     unterminated
         The last line consumed had no newline.
+    head_length, head_crc, head_steps
+        As `FileIdentity` has them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,13 +44,17 @@ class PipeIdentity(BaseModel):
     base: NonNegativeInt
     crc: NonNegativeInt
     unterminated: bool = False
+    head_length: NonNegativeInt = 0
+    head_crc: NonNegativeInt = 0
+    head_steps: tuple[NonNegativeInt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PipeMark(Mark):
-    """Where this input began, and its checksum up to the end of the chunk's first line."""
+    """Where this input began, its first bytes, and its checksum up to the end of the chunk's first line."""
 
     base: int
+    head: bytes
     first_crc: int
 
     def identity(self, chunk: Chunk, count: int) -> dict[str, JsonValue]:
@@ -56,7 +64,15 @@ class PipeMark(Mark):
         crc = self.first_crc
         if count > 1:
             crc = crc32(b"\n".join(chunk.lines[1:count]) + b"\n", crc)
-        return PipeIdentity(base=self.base, crc=crc, unterminated=not chunk.is_terminated(count - 1)).model_dump()
+        head = self.head[: chunk.ends[count - 1] - self.base]
+        return PipeIdentity(
+            base=self.base,
+            crc=crc,
+            unterminated=not chunk.is_terminated(count - 1),
+            head_length=len(head),
+            head_crc=crc32(head),
+            head_steps=steps_of(head),
+        ).model_dump(mode="json")
 
 
 class PipeSource(Source):
@@ -73,6 +89,9 @@ class PipeSource(Source):
         The partition's name.
     continues
         The input goes on behind the stored position: nothing is passed over, and the offset goes on counting.
+    accept_gap
+        Whether to take input that is not the same again: what begins like it is passed over as far as it goes, anything
+        else is read from its beginning.
 
     Examples
     --------
@@ -95,14 +114,17 @@ class PipeSource(Source):
     (4, [b'drei'])
     """
 
-    def __init__(self, fd: int = 0, *, partition: str = "stdin", continues: bool = False):
+    def __init__(self, fd: int = 0, *, partition: str = "stdin", continues: bool = False, accept_gap: bool = False):
         super().__init__()
         self.fd = fd
         self.partition = partition
         self.continues = continues
+        self.accept_gap = accept_gap
         self._cutter = LineCutter()
         self._base = 0
+        self._head = b""  # the first bytes since `base`
         self._crc = 0  # of all bytes since `base` that were read
+        self._unread = b""  # read already, and to be read again
         self._ended = False
         self._alarm: tuple[int, int] | None = None  # a pipe of our own, written to by `close`
         self._alarm_lock = threading.Lock()
@@ -135,27 +157,77 @@ class PipeSource(Source):
                 "--stdin-continues if this input begins where the last one left off"
             ) from None
         self._base = identity.base
-        self._pass_over(position.offset - identity.base, identity.crc)
         self._cutter = LineCutter(position.offset, position.lines, owed=identity.unterminated)
+        self._pass_over(position, identity)
 
-    def _pass_over(self, count: int, expected: int) -> None:
+    def _pass_over(self, position: Position, identity: PipeIdentity) -> None:
         """Read what was consumed before, and see that it is the same."""
-        rest = count
-        while rest:
-            block = self._read_block(None, rest)
-            if not block:
-                raise ConfigurationError(
-                    f"stdin: expected the same input again, {count} bytes of which were read before, got only "
-                    f"{count - rest}; give it from its beginning, or use --stdin-continues if this input begins "
-                    "where the last one left off"
-                )
-            rest -= len(block)
-        if self._crc != expected:
+        count = position.offset - identity.base
+        accepts = self.accept_gap and identity.head_length > 0
+        first = self._read_all(min(count, HEAD_BYTES))
+        alike = begins_alike(self._head, identity.head_length, identity.head_crc, identity.head_steps)
+        if accepts and not alike:
+            self._unread, self._head, self._crc = first, b"", 0
+            why = "its first bytes are others" if first else "it has no bytes"
+            self._go_on_instead(position, why, 0, b"")
+            return
+        rest, last = count - len(first), first[-1:]
+        while rest and (block := self._read_block(None, rest)):
+            rest, last = rest - len(block), block[-1:]
+        if not rest and self._crc == identity.crc:
+            return
+        if rest:
+            why = f"it has {count - rest} bytes, fewer than the {count} that were read"
+            got = f"{count} bytes of which were read before, got only {count - rest}; give it from its beginning"
+        else:
+            sums = f"CRC32 {self._crc:08x}, not {identity.crc:08x}"
+            why = f"its first {count} bytes are others ({sums})"
+            got = f"got other content in its first {count} bytes ({sums}); give the same input"
+        if not accepts:
             raise ConfigurationError(
-                f"stdin: expected the same input again, got other content in its first {count} bytes (CRC32 "
-                f"{self._crc:08x}, not {expected:08x}); give the same input, or use --stdin-continues if this "
-                "input begins where the last one left off"
+                f"stdin: expected the same input again, {got}, or use --stdin-continues if this input begins where the "
+                f"last one left off, or --accept-gap to go on without the rest of the old one: the gap goes "
+                f"{span(position.offset, None)}"
             )
+        self._go_on_instead(position, why, count - rest, last)
+
+    def _read_all(self, size: int) -> bytes:
+        """Return the next `size` bytes, or all if there are fewer."""
+        got = b""
+        while len(got) < size and (block := self._read_block(None, size - len(got))):
+            got += block
+        return got
+
+    def _go_on_instead(self, position: Position, why: str, known: int, last: bytes) -> None:
+        """Take the input as what comes behind the position, its first `known` bytes as read."""
+        in_line = bool(last) and last != b"\n"
+        self._base = position.offset - known
+        self._cutter = LineCutter(position.offset, position.lines, owed=in_line)
+        identity = PipeIdentity(
+            base=self._base,
+            crc=self._crc,
+            unterminated=in_line,
+            head_length=len(self._head),
+            head_crc=crc32(self._head),
+            head_steps=steps_of(self._head),
+        )
+        self.gaps = [
+            Gap(
+                partition=self.partition,
+                start=position.offset,
+                end=None,
+                line=position.lines,
+                why=why,
+                goes_on="stdin",
+                known=known,
+                position=position.model_copy(update={"identity": identity.model_dump(mode="json")}),
+            )
+        ]
+
+    @property
+    def beginnings(self) -> Mapping[str, Position]:
+        """That of input behind a gap."""
+        return {gap.partition: gap.position for gap in self.gaps}
 
     def _read(self, timeout: float) -> Chunk | None:
         deadline = time.monotonic() + timeout
@@ -187,13 +259,16 @@ class PipeSource(Source):
             lines=cut.lines,
             ends=cut.ends,
             first_line=cut.first_line,
-            mark=PipeMark(self._base, first_crc),
+            mark=PipeMark(self._base, self._head, first_crc),
             truncated=cut.truncated,
         )
 
     def _read_block(self, deadline: float | None, size: int) -> bytes | None:
         """Return the next bytes, at most `size`; none at the end; None if nothing came before the deadline."""
         assert self._alarm is not None
+        if self._unread:
+            block, self._unread = self._unread[:size], self._unread[size:]
+            return self._noted(block)
         poll = select.poll()
         poll.register(self._alarm[0], select.POLLIN)
         poll.register(self.fd, select.POLLIN)
@@ -207,11 +282,16 @@ class PipeSource(Source):
                     block = os.read(self.fd, min(size, CHUNK_BYTES))
                 except BlockingIOError:  # another reader of the same descriptor was faster
                     continue
-                self._crc = crc32(block, self._crc)
-                return block
+                return self._noted(block)
             if deadline is not None and time.monotonic() >= deadline:
                 return None
         raise EndOfInput
+
+    def _noted(self, block: bytes) -> bytes:
+        self._crc = crc32(block, self._crc)
+        if len(self._head) < HEAD_BYTES:
+            self._head += block[: HEAD_BYTES - len(self._head)]
+        return block
 
     def _wake(self) -> None:
         with self._alarm_lock:

@@ -15,10 +15,14 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt
 
 from stream.event import Rejection
+
+if TYPE_CHECKING:
+    from stream.sources.gap import Gap
 
 CHUNK_BYTES = 256 * 1024
 """Bytes that a source reads at a time, and so about the size of a chunk."""
@@ -146,7 +150,8 @@ class Source(ABC):
     1. Construction takes settings and touches nothing.
     2. ``open(positions)``, once, before anything else: `{}` for a fresh start, or the stored position of each
        partition. It checks that the content is still the one that the positions were taken from. If it is not, or
-       a file cannot be read, it raises `ConfigurationError`; no line is ever skipped or given twice to get over that.
+       a file cannot be read, it raises `ConfigurationError`; no line is ever skipped or given twice to get over that,
+       unless somebody accepted the gap: then it goes on in what is there now, and `gaps` tells.
        It may take long (a compressed file is decompressed up to its position), and `close` interrupts it.
     3. ``read(timeout)`` over and over, from one thread. A chunk; or None: nothing yet, ask again; or `EndOfInput`. The
        lines of a partition come in order and without gaps. A partition without follow ends where it ended at
@@ -165,10 +170,13 @@ class Source(ABC):
     ----------
     counts
         Things worth counting that happened, by name, such as ``source_rotated``; each has been logged under that name.
+    gaps
+        What was missing at `open`, and accepted; none unless that was asked for.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.gaps: list[Gap] = []
         self._stop = threading.Event()
         self._at_work = threading.Lock()
 
@@ -192,9 +200,11 @@ class Source(ABC):
 
     @property
     def beginnings(self) -> Mapping[str, Position]:
-        """Positions before the first line, of partitions that begin anew and whose file may be renamed meanwhile.
+        """Positions before the first line, of partitions that begin anew: because their content is another than it was,
+        or since their file may be renamed meanwhile.
 
-        Stored by the first checkpoint: a file that is renamed before a line of it is committed is found again.
+        Stored by the first checkpoint: a file that is renamed before a line of it is committed is found again, and a
+        gap is accepted once.
         """
         return {}
 

@@ -28,14 +28,17 @@ class StdinSource(Source):
         anyway.
     continues
         The input begins where the last one left off.
+    accept_gap
+        Whether to go on where the input is another than what was read before.
     fd
         The descriptor; it is borrowed, and not closed.
     """
 
-    def __init__(self, *, follow: bool = False, continues: bool = False, fd: int = 0):
+    def __init__(self, *, follow: bool = False, continues: bool = False, accept_gap: bool = False, fd: int = 0):
         super().__init__()
         self.follow = follow
         self.continues = continues
+        self.accept_gap = accept_gap
         self.fd = fd
         self._inner: Source | None = None
 
@@ -45,6 +48,12 @@ class StdinSource(Source):
         if self._stop.is_set():  # `close` may have come too early to see the inner source
             raise EndOfInput
         self._inner.open(positions)
+        self.gaps = self._inner.gaps
+
+    @property
+    def beginnings(self) -> Mapping[str, Position]:
+        """Those of what standard input turned out to be."""
+        return self._inner.beginnings if self._inner is not None else {}
 
     def _choose(self, positions: Mapping[str, Position]) -> Source:
         try:
@@ -56,12 +65,12 @@ class StdinSource(Source):
         was_pipe = any(position.identity.get("kind") == "pipe" for position in positions.values())
         is_file = stat.S_ISREG(status.st_mode) and os.lseek(self.fd, 0, os.SEEK_CUR) == 0
         if not is_file or was_pipe or self.continues:
-            return PipeSource(self.fd, continues=self.continues)
+            return PipeSource(self.fd, continues=self.continues, accept_gap=self.accept_gap)
         if self.follow:
             raise ConfigurationError(
                 "stdin: expected a pipe to follow, got a regular file; use file:PATH with --follow"
             )
-        return _GivenFile(self.fd)
+        return _GivenFile(self.fd, self.accept_gap)
 
     def _read(self, timeout: float) -> Chunk | None:
         assert self._inner is not None, "read before open"
@@ -87,8 +96,8 @@ class StdinSource(Source):
 class _GivenFile(FileSource):
     """A file that came as an open descriptor, without its name."""
 
-    def __init__(self, fd: int):
-        super().__init__(Path("/dev/stdin" if fd == 0 else f"/dev/fd/{fd}"))
+    def __init__(self, fd: int, accept_gap: bool):
+        super().__init__(Path("/dev/stdin" if fd == 0 else f"/dev/fd/{fd}"), accept_gap=accept_gap)
         self._fd = fd
 
     def _open(self, positions: Mapping[str, Position]) -> None:
@@ -100,7 +109,9 @@ class _GivenFile(FileSource):
             clock=time.monotonic,
             counts=self.counts,
             opener=lambda _: os.dup(self._fd),
+            accept_gap=self.accept_gap,
         )
         self._open_only(only, positions)
+        self._note_gaps()
         self._total = os.fstat(self._fd).st_size
         self._note_rests()

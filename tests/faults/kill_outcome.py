@@ -23,7 +23,7 @@ def outcome_of(folder: Path, *, same_folder: bool = True) -> Outcome:
     """Return everything that must be equal, by a name that says what it is.
 
     Left out is what differs between two runs that nobody interrupted: when an operator's action was taken, how often
-    a store was claimed, where on a tape the record batches end, and inodes.
+    a store was claimed, where on a tape the record batches end, inodes, and times of files.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def outcome_of(folder: Path, *, same_folder: bool = True) -> Outcome:
             found |= {f"shadow {shadow}, lane {lane}: {name}": digest for name, digest in _beside(beside)}
         for partition, position in store.execute("SELECT partition, position FROM partitions"):
             place = json.loads(position)
-            for name in ("inode", "device", "size", "earlier"):
+            for name in ("inode", "device", "size", "mtime_ns", "earlier"):
                 place["identity"].pop(name, None)
             found[f"position in {partition}"] = place if same_folder else (place["offset"], place["lines"])
         for output, mark in store.execute("SELECT output, mark FROM marks"):

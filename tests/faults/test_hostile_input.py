@@ -211,6 +211,22 @@ class TestTexts:
         raw = (made / "dead.jsonl").read_bytes()
         assert b"eHl6enlxdXV4" in raw, "the mark in base64: the bytes of refused lines are kept, as they should be"
 
+    def test_the_log_has_it_if_asked(self, warm: Warm, tmp_path: Path) -> None:
+        source, policy = tmp_path / "talk.jsonl", tmp_path / "policy.yaml"
+        source.write_bytes(every_kind_of_line()[0] + b"\n" + MARK.encode() + b" \x1b[31m\n")
+        policy.write_text("policy: decay\nfactor: 0.5\n")
+        asked = ["--log-text", "--policy", policy, "--log-format"]
+        done = warm.run(run_of(source, tmp_path / "plain", *asked, "plain"))
+        assert done.returncode == 0, done.stderr
+        assert "\x1b" not in done.stderr
+        done = warm.run(run_of(source, tmp_path / "json", *asked, "json"))
+        told = {line["event"]: line for line in map(json.loads, done.stderr.splitlines()) if MARK in str(line)}
+        assert told.keys() == {"said", "refused"}
+        assert told["said"]["text"] == f"{MARK} tea"
+        assert told["said"]["stream"] == "ann"
+        assert told["refused"]["line"] == f"{MARK} \x1b[31m"
+        assert leaks(tmp_path) == ["talk.jsonl"]
+
     def test_a_report_on_the_input_by_mistake_does_not_quote_it(self, warm: Warm, tmp_path: Path) -> None:
         source = tmp_path / "talk.jsonl"
         source.write_bytes(every_kind_of_line()[0] + b"\n")
