@@ -3,6 +3,8 @@ PYTHON ?= $(or $(shell command -v python3.11 2>/dev/null),python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Test files at once: one more than there are cores, since some wait for others to be killed.
+JOBS   ?= $(shell echo $$(($$(nproc) + 1)))
 
 .PHONY: env demo test lint types bench sbom audit clean help
 
@@ -30,7 +32,7 @@ demo: env
 	@bash examples/demo.sh
 
 test: env
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: env
 	$(BIN)/ruff check .

@@ -1,14 +1,22 @@
-"""What all tests share. Set before anything imports Triton: without a GPU its kernels run in its interpreter."""
+"""What all tests share. Variables are set before what reads them is imported: without a GPU Triton's kernels run in its
+interpreter, and threads that wait for each other do so asleep, since several processes share the processors."""
 
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+
+from tests.warm import warm
+
+__all__ = ["warm"]
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+
+from stream.generate import GenerateSettings, generate
 
 PACKAGES = {"prometheus": "prometheus", "promtool": "prometheus", "chromium": "chromium"}
 """Command → the package of Debian that has it."""
@@ -115,22 +118,11 @@ class Feed:
     """Appends a generated conversation to a file, some lines at a time, as a producer would: now, with bad lines."""
 
     def __init__(self, folder: Path, lines: int = 40, every: float = 0.25):
-        command = [sys.executable, "-m", "stream.cli", "generate", "--scenario", "recurring", "--seed", "3"]
-        command += [
-            "--streams",
-            "24",
-            "--events",
-            "2000",
-            "--mean-topic-length",
-            "8",
-            "--out",
-            str(folder / "all.jsonl"),
-        ]
-        subprocess.run(command, check=True, capture_output=True)
+        settings = GenerateSettings(scenario="recurring", seed=3, streams=24, events=2_000, mean_topic_length=8)
         self.path = folder / "feed.jsonl"
         self.path.touch()
         self._lines, self._every, self._stop = lines, every, Event()
-        self._source = folder / "all.jsonl"
+        self._events = (event for event, _ in generate(settings))
         self._thread = Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Feed:
@@ -142,10 +134,10 @@ class Feed:
         self._thread.join()
 
     def _run(self) -> None:
-        with self._source.open() as events, self.path.open("a") as out:
+        with self.path.open("a") as out:
             while not self._stop.wait(self._every):
-                for line in (line for line, _ in zip(events, range(self._lines), strict=False)):
-                    out.write(json.dumps({**json.loads(line), "ts": time.time()}) + "\n")
+                for event in islice(self._events, self._lines):
+                    out.write(json.dumps({**event, "ts": time.time()}) + "\n")
                 out.write("{this is not an event\n")
                 out.flush()
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from stream.engine import Engine, Outcome
 from stream.event import Event
 from tests.test_deltamem import MODELS, VOCABULARY, build, random_adapter
 from tests.test_engine import lanes, rows
+from tests.warm import Warm
 
 STREAMS = 4
 
@@ -306,35 +306,35 @@ def test_another_adapter_or_context_is_another_memory(folders: dict[str, Path], 
     assert AttachedWriter(backbone, copy).settings["--adapter"] != writer.settings["--adapter"]
 
 
-def test_the_command_resumes_bit_for_bit_after_being_killed(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_command_resumes_bit_for_bit_after_being_killed(
+    warm: Warm, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    warm.learn("transformers.models.qwen3.modeling_qwen3", "memory.writers", "memory.backbones.hf_backbone")
     source = tmp_path / "talk.jsonl"
     lines = [json.dumps({"stream": event.stream, "tokens": event.tokens or [3]}) for event in talk(60)]
     source.write_text("\n".join(lines) + "\n")
 
     def command(name: str) -> list[str]:
         return [
-            sys.executable, "-m", "stream.cli", "run", "--source", f"file:{source}", "--backbone",
+            "run", "--source", f"file:{source}", "--backbone",
             f"hf:{folders['model']}", "--adapter", str(folders["token"]), "--context", "last:16", "--policy",
             "decay_on_shift", "--state", f"sqlite:///{tmp_path}/{name}.db", "--sink", f"jsonl:{tmp_path}/{name}.jsonl",
             "--metrics-port", "0", "--threads", "1", "--batch-events", "4", "--checkpoint-every", "0",
         ]  # fmt: skip
 
-    subprocess.run(command("whole"), check=True, capture_output=True, timeout=240)
+    warm.run(command("whole"), check=True, timeout=240)
     sink = tmp_path / "killed.jsonl"
-    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with (tmp_path / "log").open("wb") as log:
+        process = warm.start(command("killed"), log)
     while process.poll() is None and (not sink.exists() or sink.read_bytes().count(b"\n") < 20):
-        pass
+        time.sleep(0.001)
     process.kill()
     process.wait()
     assert sink.read_bytes().count(b"\n") < 60, "it was to be killed before its end"
-    subprocess.run(command("killed"), check=True, capture_output=True, timeout=240)
+    warm.run(command("killed"), check=True, timeout=240)
     assert sink.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     shown = [
-        subprocess.run(
-            [sys.executable, "-m", "stream.cli", "inspect", "--state", f"sqlite:///{tmp_path}/{name}.db", "--json"],
-            check=True,
-            capture_output=True,
-        ).stdout
+        warm.run(["inspect", "--state", f"sqlite:///{tmp_path}/{name}.db", "--json"], check=True).stdout
         for name in ("whole", "killed")
     ]
     assert shown[0] == shown[1]

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tests.test_deltamem import random_adapter
 from tests.test_deltamem_controls import _one_thread, copying, model, trained
+from tests.warm import Warm
 
 __all__ = ["_one_thread", "model", "trained"]  # fixtures
 
@@ -54,26 +55,34 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "model", random_adapter(built, folder / "adapter")
 
 
-def ebbtide(*arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "stream.cli", *arguments], input=said, capture_output=True, text=True, timeout=240
-    )
+@pytest.fixture(scope="module")
+def knowing(warm: Warm) -> Warm:
+    """Starts commands that have language models imported."""
+    warm.learn("transformers.models.qwen3.modeling_qwen3", "transformers.models.auto.tokenization_auto", "stream.chat")
+    return warm
 
 
-def chat(talker: tuple[Path, Path], said: str, *more: str) -> subprocess.CompletedProcess[str]:
+Ran = subprocess.CompletedProcess[str]
+
+
+def chat(warm: Warm, talker: tuple[Path, Path], said: str, *more: str) -> Ran:
     where = ("--backbone", f"hf:{talker[0]}", "--adapter", str(talker[1]), "--threads", "1")
-    return ebbtide("chat", *where, "--max-new-tokens", "12", *more, said=said)
+    return warm.run(["chat", *where, "--max-new-tokens", "12", *more], said=said, timeout=240)
 
 
-def streams(store: Path) -> Any:
-    return json.loads(ebbtide("inspect", "--state", f"sqlite:///{store}", "--json").stdout)["streams"]
+def streams(warm: Warm, store: Path) -> Any:
+    return json.loads(warm.run(["inspect", "--state", f"sqlite:///{store}", "--json"]).stdout)["streams"]
 
 
-def test_a_chat_leaves_what_a_run_over_its_transcript_leaves(talker: tuple[Path, Path], tmp_path: Path) -> None:
-    first = chat(talker, "low water at noon\n/state\n", "--state", f"sqlite:///{tmp_path}/chat.db", "--stream", "ann")
+def test_a_chat_leaves_what_a_run_over_its_transcript_leaves(
+    knowing: Warm, talker: tuple[Path, Path], tmp_path: Path
+) -> None:
+    first = chat(
+        knowing, talker, "low water at noon\n/state\n", "--state", f"sqlite:///{tmp_path}/chat.db", "--stream", "ann"
+    )
     assert first.returncode == 0, first.stderr
     assert "stream ann: a new memory" in first.stdout
-    again = chat(talker, "when?\n", "--state", f"sqlite:///{tmp_path}/chat.db", "--stream", "ann")
+    again = chat(knowing, talker, "when?\n", "--state", f"sqlite:///{tmp_path}/chat.db", "--stream", "ann")
     assert "stream ann: 2 messages remembered" in again.stdout
 
     from stream.chat import Chat
@@ -94,34 +103,34 @@ def test_a_chat_leaves_what_a_run_over_its_transcript_leaves(talker: tuple[Path,
     source = tmp_path / "talk.jsonl"
     transcript = ["low water at noon", replies[0], "when?", replies[1]]
     source.write_text("".join(json.dumps({"stream": "ann", "text": text}) + "\n" for text in transcript if text))
-    ran = ebbtide(
-        "run", "--source", f"file:{source}", "--backbone", f"hf:{talker[0]}", "--adapter", str(talker[1]), "--threads",
-        "1", "--metrics-port", "0", "--state", f"sqlite:///{tmp_path}/run.db",
-    )  # fmt: skip
+    told = ("--backbone", f"hf:{talker[0]}", "--adapter", talker[1], "--state", f"sqlite:///{tmp_path}/run.db")
+    ran = knowing.run(["run", "--source", f"file:{source}", *told, "--threads", 1, "--metrics-port", 0])
     assert ran.returncode == 0, ran.stderr
-    assert streams(tmp_path / "run.db") == streams(tmp_path / "chat.db")
+    assert streams(knowing, tmp_path / "run.db") == streams(knowing, tmp_path / "chat.db")
 
 
-def test_freeze_reset_and_snapshot(talker: tuple[Path, Path], tmp_path: Path) -> None:
+def test_freeze_reset_and_snapshot(knowing: Warm, talker: tuple[Path, Path], tmp_path: Path) -> None:
     store, shot = tmp_path / "state.db", tmp_path / "shot.safetensors"
     kept = ("--state", f"sqlite:///{store}")
-    assert chat(talker, "low water at noon\n", *kept).returncode == 0
-    before = streams(store)
-    frozen = chat(talker, f"/freeze\nwhat was that?\n/snapshot {shot}\n/snapshot\n/snapshot /nowhere/x\n", *kept)
+    assert chat(knowing, talker, "low water at noon\n", *kept).returncode == 0
+    before = streams(knowing, store)
+    frozen = chat(
+        knowing, talker, f"/freeze\nwhat was that?\n/snapshot {shot}\n/snapshot\n/snapshot /nowhere/x\n", *kept
+    )
     assert "frozen: nothing is written" in frozen.stdout
     assert "expected a file: /snapshot states.safetensors" in frozen.stdout
     assert frozen.returncode == 0, "a file that cannot be written ends nothing"
-    assert streams(store) == before
+    assert streams(knowing, store) == before
     with safe_open(shot, "pt") as opened:
         assert opened.metadata()["events"] == "2"
         names = sorted(opened.keys())
         assert names == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
         assert all(opened.get_tensor(name).shape == (1, 4, 4) and opened.get_tensor(name).any() for name in names)
-    told = chat(talker, "/reset\n/state\n/what\n/quit\nnever said\n", *kept)
+    told = chat(knowing, talker, "/reset\n/state\n/what\n/quit\nnever said\n", *kept)
     assert "the state is zero" in told.stdout
     assert "/what: no such command" in told.stdout
     assert told.stdout.count("0.0000") >= 2, "the norms are shown"
-    after = streams(store)
+    after = streams(knowing, store)
     assert after != before
     assert after[0]["events"] == before[0]["events"], "the message after /quit was not taken"
 
@@ -146,21 +155,21 @@ def test_on_a_terminal_there_is_a_prompt(talker: tuple[Path, Path]) -> None:
     assert b"nothing is kept after the end" in seen
 
 
-def test_a_chat_that_cannot_be_is_refused_in_one_line(talker: tuple[Path, Path], tmp_path: Path) -> None:
-    without = ebbtide("chat", "--backbone", f"hf:{talker[0]}")
+def test_a_chat_that_cannot_be_is_refused_in_one_line(knowing: Warm, talker: tuple[Path, Path], tmp_path: Path) -> None:
+    without = knowing.run(["chat", "--backbone", f"hf:{talker[0]}"])
     assert (without.returncode, without.stderr.count("\n")) == (2, 1)
     assert "--adapter is needed" in without.stderr
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((talker[0] / name).read_bytes())
-    mute = ebbtide("chat", "--backbone", f"hf:{bare}", "--adapter", str(talker[1]))
+    mute = knowing.run(["chat", "--backbone", f"hf:{bare}", "--adapter", talker[1]])
     assert (mute.returncode, mute.stderr.count("\n")) == (2, 1)
     assert "it has no tokenizer, so it cannot be talked to" in mute.stderr
 
 
 def test_the_controls_find_a_trained_memory_and_are_not_fooled_by_a_random_one(
-    model: Any, trained: Path, tmp_path: Path
+    knowing: Warm, model: Any, trained: Path, tmp_path: Path
 ) -> None:
     model.save_pretrained(tmp_path / "model")
     contexts, continuations = copying(120, seed=5)
@@ -171,19 +180,20 @@ def test_the_controls_find_a_trained_memory_and_are_not_fooled_by_a_random_one(
             lines.write(json.dumps({"stream": f"s{number}", "tokens": continuation}) + "\n")
     sizes = ("--context-tokens", "4", "--continuation-tokens", "2", "--threads", "1")
 
-    def told(adapter: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    def told(adapter: Path) -> list[str]:
         where = ("--backbone", f"hf:{tmp_path / 'model'}", "--adapter", str(adapter), "--source", f"file:{source}")
-        return ebbtide("controls", *where, *sizes, *more)
+        return ["controls", *where, *sizes]
 
-    found = json.loads(told(trained, "--json").stdout)
+    found = json.loads(knowing.run([*told(trained), "--json"]).stdout)
     assert found["remembers"]
     assert found["passages"] == 120
     assert {name: each["verdict"] for name, each in found["gain"].items()} == dict.fromkeys(
         ("zero", "donor", "layer_permuted", "random", "off"), "gain"
     )
-    shown = told(random_adapter(model, tmp_path / "random", rank=8))
+    shown = knowing.run(told(random_adapter(model, tmp_path / "random", rank=8)))
     assert "120 passages of 120 streams" in shown.stdout, shown.stderr
     assert "The state's content was not shown to help." in " ".join(shown.stdout.split())
-    few = told(trained, "--context-tokens", "900")
+    command = [sys.executable, "-m", "stream.cli", *told(trained), "--context-tokens", "900"]
+    few = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert few.returncode == 2
     assert "902 tokens of two streams are needed, the longest have [6, 6]" in few.stderr

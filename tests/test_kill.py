@@ -31,6 +31,7 @@ from stream.config import DETECTORS, RunSettings
 from stream.consumer import Consumer
 from stream.dead_letters import read_dead_letters
 from stream.generate import GenerateSettings, generate
+from tests.warm import Command, Warm
 
 EVENTS = 2_000
 KILLS = 2
@@ -68,6 +69,8 @@ class Run:
 
     Parameters
     ----------
+    warm
+        What starts it.
     folder
         Where everything goes.
     source
@@ -78,27 +81,27 @@ class Run:
         A file that is given as a pipe, from its beginning, at every start.
     """
 
-    def __init__(self, folder: Path, source: str, *options: str, feed: Path | None = None):
+    def __init__(self, warm: Warm, folder: Path, source: str, *options: str, feed: Path | None = None):
         folder.mkdir(parents=True)
-        self.folder, self.feed = folder, feed
+        self.warm, self.folder, self.feed = warm, folder, feed
         self.sink, self.dead, self.store = folder / "out.jsonl", folder / "dead.jsonl", folder / "state.db"
         self.log = folder / "log"
         self.seen = 0  # bytes of the log before the last start
         self.command = [
-            *[sys.executable, "-m", "stream.cli", "run", "--source", source, "--backbone", "hashing"],
+            *["run", "--source", source, "--backbone", "hashing"],
             *["--policy", "decay_on_shift", "--metrics-port", "0", "--checkpoint-every", "0"],
             *["--state", f"sqlite:///{self.store}", "--sink", f"jsonl:{self.sink}", "--dead-letter", str(self.dead)],
             *options,
         ]
 
-    def start(self, *options: str, stdin: int | None = None) -> subprocess.Popen[bytes]:
+    def start(self, *options: str, stdin: int | None = None) -> Command:
         self.seen = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             if self.feed is None or stdin is not None:
-                return subprocess.Popen([*self.command, *options], stdin=stdin, stdout=log, stderr=log)
+                return self.warm.start([*self.command, *options], log, stdin=stdin)
             end, begin = os.pipe()
             Thread(target=pump, args=(self.feed.read_bytes(), begin)).start()
-            process = subprocess.Popen([*self.command, *options], stdin=end, stdout=log, stderr=log)
+            process = self.warm.start([*self.command, *options], log, stdin=end)
             os.close(end)
             return process
 
@@ -156,16 +159,12 @@ def pump(data: bytes, pipe: int) -> None:
         file.write(data)
 
 
-def uninterrupted(talk: Path, folder: Path, *options: str) -> dict[str, Any]:
-    run = Run(folder / "run", f"file:{talk}", *options)
+@pytest.fixture(scope="module")
+def quick(warm: Warm, talk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The outcome of a run that nothing interrupted."""
+    run = Run(warm, tmp_path_factory.mktemp("quick") / "run", f"file:{talk}", *QUICK)
     run.finish("--checkpoint-every", "1")
     return run.outcome()
-
-
-@pytest.fixture(scope="module")
-def quick(talk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The outcome of a run that nothing interrupted."""
-    return uninterrupted(talk, tmp_path_factory.mktemp("quick"), *QUICK)
 
 
 def gzipped(talk: Path, folder: Path) -> str:
@@ -191,10 +190,10 @@ SOURCES: dict[str, Callable[[Path, Path], str]] = {
 }
 
 
-def history(kind: str, talk: Path, folder: Path, size: int) -> tuple[int, dict[str, Any]]:
+def history(warm: Warm, kind: str, talk: Path, folder: Path, size: int) -> tuple[int, dict[str, Any]]:
     """Kill a run on this kind of source at random moments, and let it end; return the hits and the outcome."""
     folder.mkdir()
-    run = Run(folder / "run", SOURCES[kind](talk, folder), *QUICK, feed=talk if kind == "pipe" else None)
+    run = Run(warm, folder / "run", SOURCES[kind](talk, folder), *QUICK, feed=talk if kind == "pipe" else None)
     dice = random.Random(f"20261121 {kind}")
     if kind == "folder":  # before anything is committed: in the making of the store, and between it and the first event
         for when in (run.store.exists, run.sink.exists):
@@ -231,11 +230,11 @@ def open_files(pid: int) -> set[str]:
 
 @pytest.fixture(scope="module")
 def histories(
-    talk: Path, quick: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    warm: Warm, talk: Path, quick: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[tuple[int, dict[str, Any]]]]]:
     base = tmp_path_factory.mktemp("histories")
     with ThreadPoolExecutor(2) as pool:
-        yield {kind: pool.submit(history, kind, talk, base / kind, len(quick["sink"])) for kind in SOURCES}
+        yield {kind: pool.submit(history, warm, kind, talk, base / kind, len(quick["sink"])) for kind in SOURCES}
 
 
 def test_the_uninterrupted_run_is_what_it_seems(quick: dict[str, Any], talk: Path) -> None:
@@ -260,8 +259,8 @@ def test_kills_at_random_moments_leave_no_trace(
         assert outcome[name] == quick[name]
 
 
-def test_a_stop_is_clean_and_loses_nothing(quick: dict[str, Any], talk: Path, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", f"file:{talk}", *QUICK)
+def test_a_stop_is_clean_and_loses_nothing(warm: Warm, quick: dict[str, Any], talk: Path, tmp_path: Path) -> None:
+    run = Run(warm, tmp_path / "run", f"file:{talk}", *QUICK)
     lengths = [0]
     for number, share in ((signal.SIGTERM, 0.2), (signal.SIGINT, 0.5)):
         moment = run.at_work(int(share * len(quick["sink"])))
@@ -274,10 +273,12 @@ def test_a_stop_is_clean_and_loses_nothing(quick: dict[str, Any], talk: Path, tm
     assert run.outcome() == quick
 
 
-def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
+def test_a_second_signal_ends_the_process_at_once(warm: Warm, tmp_path: Path) -> None:
     silent, never = os.pipe()
-    run = Run(tmp_path / "run", "stdin:", *QUICK)
-    process = run.start("--follow", stdin=silent)
+    run = Run(warm, tmp_path / "run", "stdin:", *QUICK)
+    with run.log.open("wb") as log:
+        told = [sys.executable, "-m", "stream.cli", *run.command, "--follow"]
+        process = subprocess.Popen(told, stdin=silent, stdout=log, stderr=log)
     end = time.monotonic() + DEADLINE
     while not run.said(b"started") and process.poll() is None and time.monotonic() < end:
         time.sleep(0.001)

@@ -6,23 +6,21 @@ import http.client
 import json
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from stream.generate import GenerateSettings, write_stream
-from stream.http import HttpServer, create_app
+from stream.http import create_app
 from stream.http_events import MAX_WATCHERS, QUEUE, LiveEvents
+from stream.http_server import HttpServer
 from tests.test_http import AWKWARD_NAMES, SampleService
+from tests.warm import Warm
 
-ROOT = Path(__file__).parent.parent
 DEADLINE = 60.0
 """Seconds after which something that is waited for counts as never coming."""
 
@@ -294,7 +292,7 @@ def opened(browser: Any) -> Iterator[Callable[..., Watched]]:
 
 
 @pytest.fixture(scope="module")
-def consumer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Callable[[int], None]]]:
+def consumer(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Callable[[int], None]]]:
     """A real consumer that follows a file, and what gives it the next lines of a generated stream."""
     folder = tmp_path_factory.mktemp("live")
     whole, followed = folder / "all.jsonl", folder / "talk.jsonl"
@@ -305,12 +303,12 @@ def consumer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Ca
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        *(sys.executable, "-m", "stream.cli", "run", "--source", f"file:{followed}", "--follow", "--backbone"),
+        *("run", "--source", f"file:{followed}", "--follow", "--backbone"),
         *("hashing", "--policy", "decay_on_shift", "--state", f"sqlite:///{folder}/state.db"),
         *("--sink", f"jsonl:{folder}/out.jsonl", "--metrics-port", str(port)),
     ]
     log = (folder / "log").open("wb")
-    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    process = warm.start(command, log)
     url = f"http://127.0.0.1:{port}"
 
     def ready() -> bool:

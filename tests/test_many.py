@@ -36,7 +36,7 @@ from monitors.policies import (
 from monitors.policies.policy import LABELS
 from stream.config import RunSettings
 from stream.consumer import Consumer
-from stream.engine import ALARM_NAMES, Engine
+from stream.engine import ALARM_NAMES, Engine, Outcome
 from stream.event import Event
 from stream.generate import GenerateSettings, write_stream
 from stream.many import LoadedTape, Scores, load, score
@@ -44,6 +44,7 @@ from stream.many.loaded_tape import LoadedStream
 from stream.many.returns import OLD, returns
 from stream.many.stacked_policy import alike
 from stream.many.stream_run import Plan, run_stream
+from stream.quarantine import REASON
 from stream.replay import replay
 from stream.tape import TapeReader, TapeWriter
 from stream.tape.taped_writer import TapedWriter
@@ -117,8 +118,13 @@ def tape(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="module")
-def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedTape:
-    return load(record(source, tmp_path_factory.mktemp("plain") / "tape"))
+def recorded(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record(source, tmp_path_factory.mktemp("plain") / "tape")
+
+
+@pytest.fixture(scope="module")
+def plain(recorded: Path) -> LoadedTape:
+    return load(recorded)
 
 
 def record(source: Path, folder: Path, **given: Any) -> Path:
@@ -144,20 +150,47 @@ class ByEngine:
     put_aside: bool
 
 
-def by_engine(tape: LoadedTape, stream: LoadedStream, policy: Policy, detectors: Mapping[str, Any]) -> ByEngine:
+def engine_of(tape: LoadedTape, policy: Policy, detectors: Mapping[str, Any]) -> tuple[Engine, RowsWriter]:
     head = tape.head
     mean = None if head.mean is None else np.array(head.mean, np.float32)
     shape = Shape(head.layers, head.heads, head.rank, head.mode, head.dim, mean, head.row_gates, head.own_lam, {})
     writer = RowsWriter(shape)
     watching = {name: parse_detector(given) for name, given in detectors.items()}
-    engine = Engine(writer, detectors=watching, policy=policy, layers=head.watched, every=head.every)
-    lam = None if stream.lam is None else stream.lam.numpy()
-    rows = Rows(stream.bounds, stream.k.numpy(), stream.v.numpy(), stream.beta.numpy(), lam, stream.embeddings)
-    ids = writer.give(rows, stream.tokens, stream.topic_shift_score)
-    outcome = engine.process([Event(stream.name, tokens=[0])] * len(stream), ids)
-    state = engine.pool.states[int(engine.pool.acquire([stream.name])[0])].flatten(0, 1).clone()
-    actions = outcome.actions
-    return ByEngine(actions.kind, actions.factor, outcome.signals, outcome.alarms, state, outcome.put_aside > 0)
+    return Engine(writer, detectors=watching, policy=policy, layers=head.watched, every=head.every), writer
+
+
+def feed(engine: Engine, writer: RowsWriter, streams: Sequence[LoadedStream]) -> Outcome:
+    """Give an engine the events of these streams, one stream after the other: it takes one of each at a time."""
+    k, v, beta = (np.concatenate([getattr(one, part).numpy() for one in streams]) for part in ("k", "v", "beta"))
+    lam = (
+        None if streams[0].lam is None else np.concatenate([one.lam.numpy() for one in streams if one.lam is not None])
+    )
+    bounds = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(one.bounds) for one in streams]))])
+    rows = Rows(bounds, k, v, beta, lam, np.concatenate([one.embeddings for one in streams]))
+    scores = np.concatenate([one.topic_shift_score for one in streams])
+    ids = writer.give(rows, np.concatenate([one.tokens for one in streams]), scores)
+    return engine.process([Event(one.name, tokens=[0]) for one in streams for _ in range(len(one))], ids)
+
+
+def state_of(engine: Engine, stream: LoadedStream) -> torch.Tensor:
+    return engine.pool.states[int(engine.pool.acquire([stream.name])[0])].flatten(0, 1).clone()
+
+
+def by_engine(
+    tape: LoadedTape, streams: Sequence[LoadedStream], policy: Policy, detectors: Mapping[str, Any]
+) -> list[ByEngine]:
+    engine, writer = engine_of(tape, policy, detectors)
+    outcome = feed(engine, writer, streams)
+    found, end = [], 0
+    for stream in streams:
+        part = slice(end, end + len(stream))
+        end = part.stop
+        kind, factor, reason = (getattr(outcome.actions, name)[part] for name in ("kind", "factor", "reason"))
+        signals, alarms = (
+            {name: each[part] for name, each in told.items()} for told in (outcome.signals, outcome.alarms)
+        )
+        found.append(ByEngine(kind, factor, signals, alarms, state_of(engine, stream), REASON in reason))
+    return found
 
 
 def compare(tape: LoadedTape, policies: Sequence[Policy], detectors: Mapping[str, Any]) -> list[list[ByEngine]]:
@@ -165,15 +198,15 @@ def compare(tape: LoadedTape, policies: Sequence[Policy], detectors: Mapping[str
     head = tape.head
     fitted = [policy.fitted(head.layers * head.heads, head.rank) for policy in policies]
     watching = {name: parse_detector(given) for name, given in detectors.items()}
-    seen: list[list[ByEngine]] = [[] for _ in policies]
-    for stream in tape.streams.values():
+    seen = [by_engine(tape, list(tape.streams.values()), policy, detectors) for policy in policies]
+    for place, stream in enumerate(tape.streams.values()):
         plan = Plan.of(stream, watching)
         for group in alike(fitted):
             with torch_threads(1):
                 run = run_stream(tape, plan, [fitted[row] for row in group], probes=True)
             assert run.marks.retrieval_error is not None
             for lane, row in enumerate(group.tolist()):
-                own = by_engine(tape, stream, policies[row], detectors)
+                own = seen[row][place]
                 told = f"{policies[row]!r} on {stream.name}"
                 assert np.array_equal(run.kind[lane], own.kind), told
                 assert np.array_equal(run.factor[lane], own.factor), told
@@ -184,7 +217,6 @@ def compare(tape: LoadedTape, policies: Sequence[Policy], detectors: Mapping[str
                 assert same(run.marks.write_error[lane], own.signals["write_error"]), told
                 assert same(run.marks.retrieval_error[lane], own.signals["retrieval_error"]), told
                 assert run.marks.actions_by_kind[lane].tolist() == np.bincount(own.kind, minlength=5).tolist()
-                seen[row].append(own)
     return seen
 
 
@@ -208,10 +240,9 @@ def test_each_policy_does_what_its_own_engine_does_to_the_bit(tape: LoadedTape) 
         assert acted[kind] > 1, f"{kind.__name__} did next to nothing"
 
 
-def test_scores_are_those_of_a_replay(source: Path, tmp_path: Path) -> None:
-    tape = record(source, tmp_path / "tape")
-    done = replay(tape, {str(place): policy for place, policy in enumerate(POLICIES_HERE)})
-    scores = score(load(tape), POLICIES_HERE, probes=True, slices=3)
+def test_scores_are_those_of_a_replay(recorded: Path, plain: LoadedTape) -> None:
+    done = replay(recorded, {str(place): policy for place, policy in enumerate(POLICIES_HERE)})
+    scores = score(plain, POLICIES_HERE, probes=True, slices=3)
     assert scores.events == done.results[0].events
     assert scores.retrieval_error is not None
     assert (scores.actions[-2:] > 3).all(), "auto did next to nothing"
@@ -333,8 +364,8 @@ def test_what_the_caller_raises_ends_it_in_every_thread(plain: LoadedTape, count
 def test_errors_over_time_are_of_equal_parts_of_each_stream(plain: LoadedTape) -> None:
     policy, slices = DecayPolicy(factor=0.8), 7
     sums, counts = np.zeros(slices), np.zeros(slices)
-    for stream in plain.streams.values():
-        errors = by_engine(plain, stream, policy, {}).signals["write_error"]
+    for own in by_engine(plain, list(plain.streams.values()), policy, {}):
+        errors = own.signals["write_error"]
         for event, error in enumerate(errors.tolist()):
             if np.isfinite(error):
                 sums[event * slices // len(errors)] += error
@@ -349,11 +380,13 @@ def test_recall_is_of_what_a_topic_that_returns_said_before(plain: LoadedTape, p
     """By the definition: an engine that is stopped before each return, and asked in float64."""
     errors = []
     for stream in plain.streams.values():
-        back = returns(stream.embeddings, stream.writes)
+        engine, writer = engine_of(plain, policy, plain.head.detectors)
+        back, at = returns(stream.embeddings, stream.writes), 0
         for event in np.flatnonzero(back >= 0).tolist():
             old = int(back[event])
             assert event - old >= OLD
-            state = by_engine(plain, cut(stream, event), policy, plain.head.detectors).state.double()
+            feed(engine, writer, [cut(stream, at, event)])
+            at, state = event, state_of(engine, stream).double()
             rows = slice(int(stream.bounds[old]), int(stream.bounds[old + 1]))
             k, v = stream.k[rows].double(), stream.v[rows].double()
             miss = v - torch.einsum("hij,mhj->mhi", state, k)
@@ -363,17 +396,17 @@ def test_recall_is_of_what_a_topic_that_returns_said_before(plain: LoadedTape, p
     assert found == pytest.approx(np.mean(errors), rel=1e-5)  # a state is float32, and so is what it reads
 
 
-def cut(stream: LoadedStream, events: int) -> LoadedStream:
-    rows = int(stream.bounds[events])
-    lam = None if stream.lam is None else stream.lam[:rows]
+def cut(stream: LoadedStream, begin: int, end: int) -> LoadedStream:
+    rows, events = slice(int(stream.bounds[begin]), int(stream.bounds[end])), slice(begin, end)
+    lam = None if stream.lam is None else stream.lam[rows]
     return LoadedStream(
-        stream.name, 0, stream.tokens[:events], stream.bounds[: events + 1], stream.k[:rows], stream.v[:rows],
-        stream.beta[:rows], lam, stream.embeddings[:events], stream.topic_shift_score[:events],
+        stream.name, 0, stream.tokens[events], stream.bounds[begin : end + 1] - stream.bounds[begin], stream.k[rows],
+        stream.v[rows], stream.beta[rows], lam, stream.embeddings[events], stream.topic_shift_score[events],
     )  # fmt: skip
 
 
 def test_without_a_topic_that_returns_there_is_no_recall(plain: LoadedTape) -> None:
-    stream = cut(plain.streams["s000000"], OLD)
+    stream = cut(plain.streams["s000000"], 0, OLD)
     scores = score(LoadedTape(plain.head, {stream.name: stream}), [NoPolicy()], slices=OLD + 1)
     assert np.isnan(scores.recall_error).all()
     assert np.isfinite(scores.write_error).all()
@@ -398,8 +431,8 @@ def test_streams_come_apart_in_their_order(plain: LoadedTape, source: Path) -> N
     assert all((stream.writes == 1).all() and len(stream) == EVENTS for stream in with_rows)
 
 
-def test_a_tape_tells_what_is_left_out_and_where_it_ends(source: Path, tmp_path: Path) -> None:
-    reader = TapeReader(record(source, tmp_path / "tape"))
+def test_a_tape_tells_what_is_left_out_and_where_it_ends(recorded: Path, plain: LoadedTape, tmp_path: Path) -> None:
+    reader = TapeReader(recorded)
     taped = TapedWriter(reader.head)
     taped.keeps_rows = True
     engine, batches = Engine(taped, detectors={}, policy=NoPolicy()), 0
@@ -414,7 +447,7 @@ def test_a_tape_tells_what_is_left_out_and_where_it_ends(source: Path, tmp_path:
     writer.close()
     again = load(tmp_path / "again")
     assert sum(stream.by_hand for stream in again.streams.values()) == batches > 3
-    assert not any(stream.by_hand for stream in load(tmp_path / "tape").streams.values())
+    assert not any(stream.by_hand for stream in plain.streams.values())
     part = tmp_path / "again" / "part-000000.arrows"
     part.write_bytes(part.read_bytes()[:-700])
     with pytest.raises(EbbtideError, match="ends in the middle"):

@@ -30,6 +30,7 @@ from stream.operators import Ask, ByHand
 from stream.replay import recorded_policy, replay
 from stream.store import StateStore
 from stream.tape import TapeReader
+from tests.warm import Warm
 
 TOKEN = "a-token-for-this-test-alone"
 STREAMS, EVENTS = 3, 30
@@ -209,21 +210,32 @@ class TestRun:
         consumer.close()
 
 
+def events_kept(folder: Path) -> int:
+    """Return how many events the last checkpoint has."""
+    store = StateStore(f"sqlite:///{folder / 'state.db'}", create=False)
+    try:
+        rows = store.load().counters.get("ebbtide_events_total", [[0]])
+    finally:
+        store.close()
+    return int(rows[0][-1])
+
+
 class Run:
     """A real `ebbtide run --follow` with an HTTP server."""
 
-    def __init__(self, talk: Path, folder: Path, port: int, *, token: Path | None):
-        command = [sys.executable, "-m", "stream.cli", "run", "--source", f"file:{talk}", "--follow", "--rank", "4"]
+    def __init__(self, warm: Warm, talk: Path, folder: Path, port: int, *, token: Path | None):
+        command = ["run", "--source", f"file:{talk}", "--follow", "--rank", "4"]
         command += ["--backbone", "hashing", "--state", f"sqlite:///{folder / 'state.db'}", "--detectors", "{}"]
         command += ["--sink", f"jsonl:{folder / 'out.jsonl'}", "--metrics-port", str(port), "--policy", "none"]
         command += ["--api-token-file", str(token)] if token is not None else []
         self.log = (folder / "log").open("ab")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.process = warm.start(command, self.log)
         self.url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             try:
-                if httpx.get(self.url + "/api/summary").json()["events"] == STREAMS * EVENTS:
+                all_in = httpx.get(self.url + "/api/summary").json()["events"] == STREAMS * EVENTS
+                if all_in and events_kept(folder) == STREAMS * EVENTS:
                     return
             except httpx.TransportError:
                 assert self.process.poll() is None, (folder / "log").read_text()
@@ -252,27 +264,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(talk: Path, folder: Path) -> Iterator[Run]:
-    made = Run(talk, folder, 9791, token=folder / "token")
+def run(warm: Warm, talk: Path, folder: Path) -> Iterator[Run]:
+    made = Run(warm, talk, folder, 9791, token=folder / "token")
     yield made
     if made.process.poll() is None:
         made.end()
 
 
-def sha(folder: Path, stream: str) -> str:
-    command = [sys.executable, "-m", "stream.cli", "inspect", "--state", f"sqlite:///{folder / 'state.db'}", "--json"]
-    told = json.loads(subprocess.run([*command, stream], capture_output=True, check=True, text=True).stdout)
+def sha(warm: Warm, folder: Path, stream: str) -> str:
+    command = ["inspect", "--state", f"sqlite:///{folder / 'state.db'}", "--json", stream]
+    told = json.loads(warm.run(command, check=True).stdout)
     return str(told["state_sha256"])
 
 
 class TestHttp:
-    def test_only_whoever_has_the_token_may(self, run: Run, folder: Path) -> None:
-        before = sha(folder, "s000000")
+    def test_only_whoever_has_the_token_may(self, warm: Warm, run: Run, folder: Path) -> None:
+        before = sha(warm, folder, "s000000")
         for token in (None, "wrong", TOKEN[:-1], TOKEN + "x", "é" * 20):
             answer = run.post("s000000", token=token) if token != "é" * 20 else raw(run, b"Bearer \xc3\xa9\xff")
             assert answer.status_code == 401
             assert answer.headers["WWW-Authenticate"] == "Bearer"
-        assert sha(folder, "s000000") == before
+        assert sha(warm, folder, "s000000") == before
         assert TOKEN not in (folder / "log").read_text()
 
     @pytest.mark.parametrize(
@@ -305,28 +317,29 @@ class TestHttp:
         answer = run.post("no/such%20stream")
         assert (answer.status_code, answer.json()["detail"]) == (404, "refused: there is no such stream")
 
-    def test_what_was_answered_holds_after_a_kill(self, talk: Path, run: Run, folder: Path) -> None:
+    def test_what_was_answered_holds_after_a_kill(self, warm: Warm, talk: Path, run: Run, folder: Path) -> None:
         """By HTTP and by the store; then the process is killed, and the next one goes on from it."""
         answer = run.post("s000001", {"kind": "decay", "factor": 0.5, "reason": "told a lie"})
         assert answer.json() == {"stream": "s000001", "seq": EVENTS, "outcome": "decayed to 0.5 of what it was"}
-        act = [sys.executable, "-m", "stream.cli", "act", "--state", f"sqlite:///{folder / 'state.db'}", "s000002"]
-        told = subprocess.run([*act, "reset"], capture_output=True, text=True, check=True).stdout
+        act = ["act", "--state", f"sqlite:///{folder / 'state.db'}", "s000002"]
+        command = [sys.executable, "-m", "stream.cli", *act, "reset"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert told == f"s000002: reset: the state is zeros, nothing is filed, before its event {EVENTS}\n"
-        refused = subprocess.run([*act, "restore", "7"], capture_output=True, text=True, check=False)
+        refused = warm.run([*act, "restore", "7"])
         assert (refused.returncode, refused.stdout) == (1, "")
         assert "s000002: refused: expected the number of a filed topic" in refused.stderr
         run.end(signal.SIGKILL)
-        after = [sha(folder, f"s00000{number}") for number in range(STREAMS)]
-        queued = subprocess.run([*act, "--wait", "0", "restore"], capture_output=True, text=True, check=True).stdout
+        after = [sha(warm, folder, f"s00000{number}") for number in range(STREAMS)]
+        queued = warm.run([*act, "--wait", "0", "restore"], check=True).stdout
         assert "no consumer took it within 0 s: the next run does, before its first event" in queued
-        again = Run(talk, folder, 9792, token=None)
+        again = Run(warm, talk, folder, 9792, token=None)
         assert again.post("s000001").status_code == 403  # without a token the endpoint is off, whatever is sent
         deadline = time.monotonic() + 60
-        while sha(folder, "s000002") == after[2] and time.monotonic() < deadline:
+        while sha(warm, folder, "s000002") == after[2] and time.monotonic() < deadline:
             time.sleep(0.05)
         again.end()
-        assert [sha(folder, f"s00000{number}") for number in range(2)] == after[:2]
-        assert sha(folder, "s000002") != after[2]
+        assert [sha(warm, folder, f"s00000{number}") for number in range(2)] == after[:2]
+        assert sha(warm, folder, "s000002") != after[2]
         store = StateStore(f"sqlite:///{folder / 'state.db'}", create=False)
         assert [
             (each.stream, json.loads(each.action)["kind"]) for each in store.acted() if each.before is not None

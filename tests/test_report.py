@@ -32,6 +32,7 @@ from stream.report.topics_return import share_returning
 from stream.tape import TapeReader
 from stream.tape.format import Encoder
 from tests.test_live_page import until
+from tests.warm import Warm
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,22 +48,10 @@ HOSTILE = [
 ]
 
 
-def ebbtide(*arguments: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "stream.cli", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert not ok or done.returncode == 0, done.stderr
-    return done
-
-
 class Recorded:
     """A real run of a generated stream, with everything that it left behind."""
 
-    def __init__(self, folder: Path, *options: str, lines: list[str] | None = None):
+    def __init__(self, warm: Warm, folder: Path, *options: str, lines: list[str] | None = None):
         self.source, self.truth, self.tape = folder / "talk.jsonl", folder / "truth.jsonl", folder / "tape"
         self.records, self.state = folder / "out.jsonl", f"sqlite:///{folder}/state.db"
         if lines is None:
@@ -70,10 +59,8 @@ class Recorded:
         else:
             self.source.write_text("\n".join(lines) + "\n", "utf-8")
         outputs = ["--tape", str(self.tape), "--sink", f"jsonl:{self.records}", "--state", self.state]
-        ebbtide(
-            *("run", "--source", f"file:{self.source}", "--backbone", "hashing", "--metrics-port", "0"),
-            *(*outputs, *options),
-        )
+        given = ("--source", f"file:{self.source}", "--backbone", "hashing", "--metrics-port", "0")
+        warm.run(["run", *given, *outputs, *options], check=True)
 
     def rows(self) -> list[dict[str, Any]]:
         """Read the tape with Arrow alone."""
@@ -92,23 +79,23 @@ def table_of(part: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return Recorded(tmp_path_factory.mktemp("run"), "--policy", "decay_on_shift", "--tape-text")
+def recorded(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return Recorded(warm, tmp_path_factory.mktemp("run"), "--policy", "decay_on_shift", "--tape-text")
 
 
 @pytest.fixture(scope="module")
-def untouched(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return Recorded(tmp_path_factory.mktemp("none"), "--policy", "none", "--rank", "8", "--mode", "coupled")
+def untouched(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return Recorded(warm, tmp_path_factory.mktemp("none"), "--policy", "none", "--rank", "8", "--mode", "coupled")
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def hostile(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     lines = [
         json.dumps({"stream": name, "text": f"word{turn} and something else {turn % 5}"})
         for turn in range(20)
         for name in HOSTILE
     ]
-    return Recorded(tmp_path_factory.mktemp("hostile"), "--policy", "none", lines=lines)
+    return Recorded(warm, tmp_path_factory.mktemp("hostile"), "--policy", "none", lines=lines)
 
 
 @pytest.fixture(scope="module")
@@ -398,13 +385,13 @@ class TestSample:
         assert rows == [row for row in recorded.rows() if row["seq"] < 60]
         assert sum(len(batch) for batch in TapeReader(taken.folder).batches()) == 300  # checksums and all
 
-    def test_short_streams_are_whole(self, tmp_path: Path) -> None:
+    def test_short_streams_are_whole(self, warm: Warm, tmp_path: Path) -> None:
         lines = [
             json.dumps({"stream": f"s{number}", "text": f"word{turn} of {number}", **({} if turn else {"id": "first"})})
             for turn in range(6)
             for number in range(20)
         ]
-        many = Recorded(tmp_path, "--policy", "none", lines=lines)
+        many = Recorded(warm, tmp_path, "--policy", "none", lines=lines)
         taken = sample_tape(read_run(many.tape), 62, tmp_path)
         assert (taken.events, taken.streams) == (60, 10)
         assert taken.words == "60 of 120 events: 10 of 20 streams, drawn by their names"
@@ -434,15 +421,13 @@ class TestErrors:
     def test_a_folder_that_is_no_tape_names_the_one_inside(self, recorded: Recorded) -> None:
         assert f"did you mean {recorded.tape}?" in self.refused(recorded.tape.parent)
 
-    def test_an_empty_tape(self, tmp_path: Path) -> None:
+    def test_an_empty_tape(self, warm: Warm, tmp_path: Path) -> None:
         empty = tmp_path / "empty.jsonl"
         empty.touch()
         recorded = Recorded.__new__(Recorded)
         recorded.tape = tmp_path / "tape"
-        ebbtide(
-            *("run", "--source", f"file:{empty}", "--backbone", "hashing", "--metrics-port", "0"),
-            *("--tape", recorded.tape),
-        )
+        given = ("--source", f"file:{empty}", "--backbone", "hashing", "--metrics-port", "0")
+        warm.run(["run", *given, "--tape", recorded.tape], check=True)
         assert "expected at least one event, got none" in self.refused(recorded.tape)
         assert "expected at least one event, got none" in self.refused(empty)
 
@@ -470,8 +455,8 @@ class TestErrors:
         assert list(policies_of(head, [])) == ["decay_on_shift"]
         assert list(policies_of(head, ["decay_on_shift", "archive"])) == ["decay_on_shift", "archive"]
 
-    def test_a_failure_is_one_line_and_leaves_nothing(self, tmp_path: Path) -> None:
-        done = ebbtide("report", tmp_path / "no", "--out", tmp_path / "x.html", ok=False)
+    def test_a_failure_is_one_line_and_leaves_nothing(self, warm: Warm, tmp_path: Path) -> None:
+        done = warm.run(["report", tmp_path / "no", "--out", tmp_path / "x.html"])
         assert done.returncode == 2
         assert done.stderr.startswith("ebbtide: ")
         assert done.stderr.count("\n") == 1
@@ -506,7 +491,8 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
 @pytest.fixture(scope="module")
 def written(recorded: Recorded) -> Path:
     slide = recorded.tape.parent / "slide.png"
-    done = ebbtide("report", recorded.tape, "--truth", recorded.truth, "--png", slide)
+    command = [sys.executable, "-m", "stream.cli", "report", recorded.tape, "--truth", recorded.truth, "--png", slide]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     page = recorded.tape.with_name("tape.html")
     assert done.stdout == f"report: {page}\nslide: {slide}\n"
     assert page.stat().st_mode & 0o777 == 0o600

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from stream.replay import Replay, recorded_policy, replay
 from stream.tape import TapeReader, TapeWriter
 from stream.tape.taped_writer import TapedWriter
 from tests.test_attached_writer import _one_thread, folders, talk
+from tests.warm import Warm
 
 __all__ = ["_one_thread", "folders"]  # fixtures
 
@@ -147,27 +149,28 @@ def test_any_arrow_reader_opens_it_and_texts_are_there_only_if_asked_for(source:
     assert np.allclose(np.linalg.norm(keys, axis=1), 1, atol=1e-6)
 
 
-def test_a_tape_is_cut_back_to_its_checkpoint_after_a_kill(source: Path, tmp_path: Path) -> None:
+def test_a_tape_is_cut_back_to_its_checkpoint_after_a_kill(warm: Warm, source: Path, tmp_path: Path) -> None:
     def command(name: str) -> list[str]:
         return [
-            sys.executable, "-m", "stream.cli", "run", "--source", f"file:{source}", "--backbone", "hashing",
+            "run", "--source", f"file:{source}", "--backbone", "hashing",
             "--policy", "decay_on_shift", "--state", f"sqlite:///{tmp_path}/{name}.db", "--tape",
             str(tmp_path / name / "tape"), "--sink", f"jsonl:{tmp_path}/{name}.jsonl", "--metrics-port", "0",
             "--batch-events", "4", "--checkpoint-every", "0",
         ]  # fmt: skip
 
-    subprocess.run(command("whole"), check=True, capture_output=True, timeout=120)
+    warm.run(command("whole"), check=True)
     for lines in (20, 70, 130):
         sink = tmp_path / "killed.jsonl"
-        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with (tmp_path / "log").open("wb") as log:
+            process = warm.start(command("killed"), log)
         while process.poll() is None and (not sink.exists() or sink.read_bytes().count(b"\n") < lines):
-            pass
+            time.sleep(0.001)
         process.kill()
         process.wait()
     part = tmp_path / "killed" / "tape" / "part-000000.arrows"
     with part.open("ab") as file:
         file.write(b"\xff\xff\xff\xff\x40\0\0\0torn")  # a message that a crash cut short
-    subprocess.run(command("killed"), check=True, capture_output=True, timeout=120)
+    warm.run(command("killed"), check=True)
     assert part.read_bytes() == (tmp_path / "whole" / "tape" / "part-000000.arrows").read_bytes()
     assert again(tmp_path / "killed").results[0].differing == 0
 
@@ -264,14 +267,15 @@ def test_streams_that_joined_late_are_said(source: Path, tmp_path: Path) -> None
     assert done.results[0].events == len(lines) - 100
 
 
-def test_the_command_compares_policies(source: Path, tmp_path: Path) -> None:
+def test_the_command_compares_policies(warm: Warm, source: Path, tmp_path: Path) -> None:
     record(source, tmp_path)
-    command = [sys.executable, "-m", "stream.cli", "replay", str(tmp_path / "tape"), "--policy", "none"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    command = ["replay", str(tmp_path / "tape"), "--policy", "none"]
+    program = [sys.executable, "-m", "stream.cli"]
+    shown = subprocess.run([*program, *command], capture_output=True, text=True, timeout=120, check=True).stdout
     assert "every bit" in shown
     assert "none" in shown
-    told = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True, timeout=120).stdout)
+    told = json.loads(warm.run([*command, "--json"], check=True).stdout)
     assert [row["policy"] for row in told["policies"]] == ["(as recorded)", "none"]
     assert told["policies"][0]["differing"] == 0
-    twice = subprocess.run([*command, "--policy", "none"], capture_output=True, text=True, timeout=120)
+    twice = warm.run([*command, "--policy", "none"])
     assert (twice.returncode, twice.stderr) == (2, "ebbtide: --policy none: given twice\n")

@@ -10,9 +10,11 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -50,6 +52,7 @@ from stream.tuning.space import default_space, read_space
 from stream.tuning.split import split_streams
 from stream.tuning.study import Study
 from stream.tuning.trial import Figures, Trial
+from tests.warm import Command, Warm
 
 ROOT = Path(__file__).parents[1]
 SPACE = """\
@@ -113,11 +116,7 @@ def tried(study: Study) -> list[tuple[Any, ...]]:
 
 def command(place: Path, out: Path, *more: object) -> list[str]:
     options = ["--space", place / "space.yaml", "--out", out, "--trials", 24, "--batch", 8, *more]
-    return [sys.executable, "-m", "stream.cli", "tune", *map(str, [place / "tape", *options])]
-
-
-def tune(place: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(place, out, *more), capture_output=True, text=True, cwd=ROOT, check=False)
+    return ["tune", *map(str, [place / "tape", *options])]
 
 
 def table(out: Path, name: str = "trials") -> list[dict[str, Any]]:
@@ -190,15 +189,9 @@ def test_what_is_sampled_is_in_the_space_and_a_policy_of_its_class(tmp_path: Pat
                     assert value in [tuple(choice) if isinstance(choice, list) else choice for choice in kind.values]
 
 
-def test_the_example_is_a_space_and_the_built_in_one_is_printed(tmp_path: Path) -> None:
+def test_the_example_is_a_space_and_the_built_in_one_is_printed(warm: Warm, tmp_path: Path) -> None:
     assert read_space(ROOT / "examples" / "space.yaml").policies
-    done = subprocess.run(
-        [sys.executable, "-m", "stream.cli", "tune", "--show-space"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=True,
-    )
+    done = warm.run(["tune", "--show-space"], check=True)
     assert done.stdout == default_space()
     (tmp_path / "mine.yaml").write_text(done.stdout)
     assert read_space(tmp_path / "mine.yaml").describe() == read_space(None).describe()
@@ -575,25 +568,34 @@ def test_what_is_no_study_is_refused_and_one_process_has_it(tmp_path: Path) -> N
 # The command
 
 
-def until(process: subprocess.Popen[str], said: str) -> None:
-    """Read what a process says until it says that."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if said in line:
-            return
-    raise AssertionError(f"it ended without saying {said!r}")
+@contextmanager
+def started(warm: Warm, told: list[str], said: str) -> Iterator[tuple[Command, IO[str], IO[str]]]:
+    """Start a command, and wait until it says that; yield it and what it will say, on both of its outputs."""
+    pipes = [os.pipe(), os.pipe()]
+    with (
+        os.fdopen(pipes[0][0]) as out,
+        os.fdopen(pipes[1][0]) as errors,
+        os.fdopen(pipes[0][1], "w") as to_out,
+        os.fdopen(pipes[1][1], "w") as to_errors,
+    ):
+        process = warm.start(told, to_out, to_errors)
+        to_out.close()
+        to_errors.close()
+        try:
+            assert any(said in line for line in errors), f"it ended without saying {said!r}"
+            yield process, out, errors
+        finally:
+            process.kill()
 
 
 def test_killed_it_goes_on_and_the_results_are_those_of_an_uninterrupted_run(
-    whole: Study, place: Path, tmp_path: Path
+    warm: Warm, whole: Study, place: Path, tmp_path: Path
 ) -> None:
-    killed = subprocess.Popen(command(place, tmp_path, "--jobs", 1), stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    with killed:
-        until(killed, "8 of 24 trials")
+    with started(warm, command(place, tmp_path, "--jobs", 1), "8 of 24 trials") as (killed, *_):
         killed.kill()
-    assert killed.returncode == -signal.SIGKILL
+        assert killed.wait() == -signal.SIGKILL
     assert not (tmp_path / "best.yaml").exists()
-    done = tune(place, tmp_path, "--jobs", 2, "--json")
+    done = warm.run(command(place, tmp_path, "--jobs", 2, "--json"))
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     told = json.loads(done.stdout)
     assert told["resumed"] in (8, 16)  # it may have finished another batch before the signal came
@@ -603,29 +605,24 @@ def test_killed_it_goes_on_and_the_results_are_those_of_an_uninterrupted_run(
     assert [row["trial"] for row in rows if row["front"]] == [trial.number for trial in whole.front]
 
 
-def test_interrupted_it_finishes_the_batch_and_writes_the_results(place: Path, tmp_path: Path) -> None:
+def test_interrupted_it_finishes_the_batch_and_writes_the_results(warm: Warm, place: Path, tmp_path: Path) -> None:
     """It would go on for hours otherwise."""
     endless = command(place, tmp_path, "--trials", 100_000, "--patience", 0, "--json")
-    stopped = subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    with stopped:
-        until(stopped, "16 of 100,000 trials")
-        os.kill(stopped.pid, signal.SIGINT)
-        try:
-            out, said = stopped.communicate(timeout=120)
-        finally:
-            stopped.kill()
-    assert stopped.returncode == 0, said
+    with started(warm, endless, "16 of 100,000 trials") as (stopped, out, errors):
+        stopped.send_signal(signal.SIGINT)
+        said, told = errors.read(), json.loads(out.read())
+        assert stopped.wait() == 0, said
     assert "Stopping at the end of this batch" in said
     assert "Traceback" not in said
-    told = json.loads(out)
     assert told["trials"] % 8 == 0
     assert told["stopped"] == f"interrupted after {told['trials']:,} of 100,000 trials"
     assert len(table(tmp_path)) == told["trials"]
     assert load_policy(str(tmp_path / "best.yaml"))
 
 
-def test_what_it_leaves_is_what_a_run_takes(place: Path, tmp_path: Path) -> None:
-    done = tune(place, tmp_path)
+def test_what_it_leaves_is_what_a_run_takes(warm: Warm, place: Path, tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "stream.cli"]
+    done = subprocess.run([*program, *command(place, tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert f"{place / 'tape'}: tuning on 3 streams, reporting on 3 others" in done.stderr
     assert "24 of 24 trials" in done.stderr
@@ -642,11 +639,8 @@ def test_what_it_leaves_is_what_a_run_takes(place: Path, tmp_path: Path) -> None
     assert any(f"{recommended['write_error']:.4f}" in line for line in header)
     assert any("--rank 8" in line for line in header)
     assert any("tune" in line and "--trials 24" in line for line in header)
-    ran = subprocess.run(
-        [sys.executable, "-m", "stream.cli", "run", "--source", f"file:{place / 'talk.jsonl'}", "--backbone", "hashing",
-         "--rank", "8", "--policy", str(best), "--metrics-port", "0"],
-        capture_output=True, text=True, cwd=ROOT, check=False,
-    )  # fmt: skip
+    source = ("--source", f"file:{place / 'talk.jsonl'}", "--backbone", "hashing", "--rank", 8)
+    ran = warm.run(["run", *source, "--policy", best, "--metrics-port", 0])
     assert ran.returncode == 0, ran.stderr
 
 
@@ -663,7 +657,7 @@ def test_what_it_leaves_is_what_a_run_takes(place: Path, tmp_path: Path) -> None
 def test_a_mistake_is_one_clear_line(
     more: list[object], said: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["ebbtide", *command(place, tmp_path / "out", *more)[3:]])
+    monkeypatch.setattr(sys, "argv", ["ebbtide", *command(place, tmp_path / "out", *more)])
     with pytest.raises(SystemExit) as ended:
         main()
     out, err = capsys.readouterr()

@@ -6,12 +6,14 @@ memory of a process, this is not for it.
 
     warm.run(["inspect", "--state", url])                as subprocess.run does, with what it said
     warm.start(["run", ...], log)                        as subprocess.Popen does
+    warm.learn("transformers.models.qwen3")              imports more, for all commands from then on
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import json
 import os
 import select
@@ -24,6 +26,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any
 
 import pytest
@@ -31,6 +34,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 USUAL = (
     "stream.http",
+    "stream.http_server",
     "stream.service",
     "stream.http_actions",
     "stream.summary",
@@ -106,13 +110,20 @@ class Command:
 
 
 class Warm:
-    """Starts commands. `close` at the end."""
+    """Starts commands. `close` at the end.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    more
+        Environment variables of the process that starts them.
+    """
+
+    def __init__(self, **more: str) -> None:
+        self._asking = Lock()
         self._ours, theirs = socket.socketpair()
         given = [sys.executable, "-m", "tests.warm", str(theirs.fileno())]
         ours = {name: value for name, value in os.environ.items() if not name.startswith("EBBTIDE_")}
-        one = {**ours, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        one = {**ours, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **more}
         self._process = subprocess.Popen(given, pass_fds=[theirs.fileno()], cwd=ROOT, stderr=subprocess.PIPE, env=one)
         theirs.close()
         if self._ours.recv(1) != b"!":
@@ -120,7 +131,14 @@ class Warm:
             raise RuntimeError(f"it did not start: {said.decode()}")
 
     def start(
-        self, argv: Sequence[object], output: IO[Any], errors: IO[Any] | None = None, *, before: str = "", **more: str
+        self,
+        argv: Sequence[object],
+        output: IO[Any],
+        errors: IO[Any] | None = None,
+        *,
+        stdin: int | None = None,
+        before: str = "",
+        **more: str,
     ) -> Command:
         """Start a command.
 
@@ -130,6 +148,8 @@ class Warm:
             What comes behind `ebbtide`.
         output, errors
             Files for what it says; both go into the first if there is one only.
+        stdin
+            Descriptor of what it reads; nothing if there is none.
         before
             Python that is run first, in the new process.
         more
@@ -137,29 +157,52 @@ class Warm:
         """
         ours, theirs = socket.socketpair()
         request = json.dumps({"argv": [str(each) for each in argv], "before": before, "environment": more}).encode()
-        files = [theirs.fileno(), output.fileno(), (errors or output).fileno()]
-        socket.send_fds(self._ours, [len(request).to_bytes(4, "little")], files)
-        self._ours.sendall(request)
+        files = [theirs.fileno(), output.fileno(), (errors or output).fileno(), *([] if stdin is None else [stdin])]
+        self._ask(request, files)
         theirs.close()
         return Command(ours)
 
+    def _ask(self, request: bytes, files: list[int]) -> None:
+        with self._asking:
+            socket.send_fds(self._ours, [len(request).to_bytes(4, "little")], files)
+            self._ours.sendall(request)
+
     def run(
-        self, argv: Sequence[object], *, timeout: float = 120, check: bool = False, before: str = "", **more: str
+        self,
+        argv: Sequence[object],
+        *,
+        said: str = "",
+        timeout: float = 120,
+        check: bool = False,
+        before: str = "",
+        **more: str,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; return its exit code and what it said."""
-        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-            command = self.start(argv, output, errors, before=before, **more)
+        """Run a command to its end; return its exit code and what it said. `said` is what it reads."""
+        with tempfile.TemporaryFile() as heard, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            heard.write(said.encode())
+            heard.seek(0)
+            command = self.start(argv, output, errors, stdin=heard.fileno(), before=before, **more)
             try:
                 code = command.wait(timeout)
             finally:
                 command.kill()
-            said = []
+            answers = []
             for file in (output, errors):
                 file.seek(0)
-                said.append(file.read().decode())
+                answers.append(file.read().decode())
         if check and code:
-            raise AssertionError(f"{[*argv]}: exit code {code}: {said[1]}")
-        return subprocess.CompletedProcess(list(argv), code, *said)
+            raise AssertionError(f"{[*argv]}: exit code {code}: {answers[1]}")
+        return subprocess.CompletedProcess(list(argv), code, *answers)
+
+    def learn(self, *modules: str) -> None:
+        """Import what the commands of a test need besides, once for all of them."""
+        ours, theirs = socket.socketpair()
+        request = json.dumps({"modules": modules}).encode()
+        self._ask(request, [theirs.fileno()])
+        theirs.close()
+        with ours:
+            if ours.recv(1) != b"!":
+                raise RuntimeError(f"{modules}: they cannot be imported, or leave threads behind")
 
     def close(self) -> None:
         """End the process that starts commands, and those that still run."""
@@ -182,8 +225,6 @@ def warm() -> Iterator[Warm]:
 
 def _prepare() -> None:
     """Import what commands need, and load compiled code, by a small run."""
-    import importlib
-
     import structlog
     import torch
 
@@ -210,21 +251,31 @@ def _prepare() -> None:
     for module in USUAL:
         with suppress(ModuleNotFoundError):
             importlib.import_module(module)
+    _is_alone()
+
+
+def _is_alone() -> None:
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     if len(threads) - threads.count("jemalloc_bg_thd") > 1:  # that one knows of forks
         raise RuntimeError(f"{threads}: a fork would leave them, and what they hold, behind")
+    gc.freeze()  # what is there now is shared for good
 
 
 def _serve(asked: socket.socket) -> None:
     asked.sendall(b"!")
     while True:
-        head, files, _, _ = socket.recv_fds(asked, 4, 3)
+        head, files, _, _ = socket.recv_fds(asked, 4, 4)
         if not head:
             return
-        request = asked.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL)
-        if not os.fork():
+        request = json.loads(asked.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL))
+        if "modules" in request:
+            for module in request["modules"]:
+                importlib.import_module(module)
+            _is_alone()
+            os.write(files[0], b"!")
+        elif not os.fork():
             asked.close()
-            _watch(json.loads(request), *files)
+            _watch(request, *files)
         for file in files:
             os.close(file)
         with suppress(ChildProcessError):
@@ -232,14 +283,17 @@ def _serve(asked: socket.socket) -> None:
                 pass
 
 
-def _watch(request: Mapping[str, Any], told: int, output: int, errors: int) -> None:
+def _watch(request: Mapping[str, Any], told: int, output: int, errors: int, stdin: int = -1) -> None:
     """Fork for the command, and tell its number, then its exit code."""
     _end_with_parent()
     child = os.fork()
     if not child:
         _end_with_parent()
         os.close(told)
-        _command(request, output, errors)
+        _command(request, output, errors, stdin)
+    for file in (output, errors, stdin):
+        if file >= 0:
+            os.close(file)  # else a pipe has two writers, and one of them says nothing
     os.write(told, f"{child}\n".encode())
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with suppress(BrokenPipeError):
@@ -251,13 +305,13 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _command(request: Mapping[str, Any], output: int, errors: int) -> None:
+def _command(request: Mapping[str, Any], output: int, errors: int, stdin: int) -> None:
     import traceback
 
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for file, place in ((nothing, 0), (output, 1), (errors, 2)):
+    if stdin < 0:
+        stdin = os.open(os.devnull, os.O_RDONLY)
+    for file, place in ((stdin, 0), (output, 1), (errors, 2)):
         os.dup2(file, place)
-    for file in (nothing, output, errors):
         os.close(file)
     os.environ.update(request["environment"])
     code = 0
@@ -270,8 +324,8 @@ def _command(request: Mapping[str, Any], output: int, errors: int) -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
+        code = 1  # first: what it says may be said to a terminal that was closed
         traceback.print_exc()
-        code = 1
     finally:
         with suppress(Exception):
             sys.stdout.flush()
@@ -281,5 +335,4 @@ def _command(request: Mapping[str, Any], output: int, errors: int) -> None:
 
 if __name__ == "__main__":
     _prepare()
-    gc.freeze()  # what is there now is shared for good
     _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -20,6 +20,7 @@ from stream.consumer import Consumer
 from stream.dead_letters import read_dead_letters
 from stream.sources import CHUNK_BYTES
 from stream.store import StateStore
+from tests.warm import Command, Warm
 
 DEADLINE = 180.0
 """Seconds after which a test gives up."""
@@ -48,16 +49,18 @@ def settings_of(folder: Path, source: str, **options: Any) -> RunSettings:
     )
 
 
-IMPATIENT = (
-    "-c",
-    "import stream.service; stream.service.STALL = 2.0; from stream.cli import main; main()",
-)
-"""The same program, to which two seconds are a stall and not a minute."""
+IMPATIENT = "import stream.service; stream.service.STALL = 2.0"
+"""Makes two seconds a stall, and not a minute."""
 
 
-def command(settings: RunSettings, program: Sequence[str] = ("-m", "stream.cli")) -> list[str]:
+def command(settings: RunSettings) -> list[str]:
     """Return the command line of the settings that are not the defaults'."""
-    words = [sys.executable, *program, "run"]
+    return [sys.executable, "-m", "stream.cli", *arguments(settings)]
+
+
+def arguments(settings: RunSettings) -> list[str]:
+    """Return what comes behind `ebbtide`."""
+    words = ["run"]
     for name in sorted(settings.model_fields_set):
         value = getattr(settings, name)
         shown = str(value).replace("'", '"') if isinstance(value, dict) else str(value)
@@ -101,8 +104,10 @@ class FedRun:
         Where everything goes.
     before
         What stands before the command, such as strace.
-    program
-        What Python is told to run.
+    warm
+        What starts it in place of an interpreter of its own.
+    first
+        Python that is run first in a process that `warm` starts.
     options
         Of the run.
 
@@ -115,17 +120,20 @@ class FedRun:
     """
 
     def __init__(
-        self, folder: Path, *, before: Sequence[str] = (), program: Sequence[str] = ("-m", "stream.cli"), **options: Any
+        self, folder: Path, *, before: Sequence[str] = (), warm: Warm | None = None, first: str = "", **options: Any
     ):
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port, self._before = folder, free_port(), before
         self.accepted = self.refused = 0
         self._waiting = memoryview(b"")
         end, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         self.settings = settings_of(folder, "stdin:", **options | {"metrics_port": self.port})
         with (folder / "log").open("ab") as log:
-            told = [*before, *command(self.settings, program)]
-            self.process = subprocess.Popen(told, stdin=end, stdout=log, stderr=log)
+            self.process: Command | subprocess.Popen[bytes]
+            if warm:
+                self.process = warm.start(arguments(self.settings), log, stdin=end, before=first)
+            else:
+                self.process = subprocess.Popen([*before, *command(self.settings)], stdin=end, stdout=log, stderr=log)
         os.close(end)
 
     def __enter__(self) -> FedRun:
@@ -215,8 +223,9 @@ class FedRun:
     @property
     def pid(self) -> int:
         """The run's own process, whatever stands before it."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0]) if "strace" in str(self.process.args[0]) else self.process.pid  # type: ignore[index]
+        if not self._before:
+            return self.process.pid
+        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
 
     def wait_for(self, what: Callable[[], bool]) -> None:
         """Wait until something is so."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from stream.dead_letters import read_dead_letters
 from stream.event import Event
 from stream.generate import GenerateSettings, generate
 from stream.store import StateStore
+from tests.warm import Warm
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 WINDOW = 4
@@ -198,22 +198,23 @@ def test_a_clock_that_jumps_changes_no_result(events: list[dict[str, Any]], tmp_
     fast. The monotonic clock is left alone, as every kernel does."""
     folder = tmp_path / "jumping"
     folder.mkdir()
-    command = [sys.executable, "-m", "stream.cli", "run", "--source", f"file:{folder / 'in.jsonl'}"]
+    command = ["run", "--source", f"file:{folder / 'in.jsonl'}"]
     command += ["--backbone", "hashing", "--policy", "archive", "--state", f"sqlite:///{folder / 'state.db'}"]
     command += ["--sink", f"jsonl:{folder / 'out.jsonl'}", "--metrics-port", "0", "--dedupe-window", str(WINDOW)]
     command += ["--copy-every", "0.001"]
-    clocks = ["+10y", "-3y", "+0 x1000"]
-    for number, clock in enumerate(clocks):
-        with (folder / "in.jsonl").open("a") as file:
-            file.writelines(json.dumps(event) + "\n" for event in events[number :: len(clocks)])
-        said = subprocess.run(
-            command,
-            env=os.environ | {"LD_PRELOAD": str(FAKETIME), "FAKETIME": clock, "FAKETIME_DONT_FAKE_MONOTONIC": "1"},
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
-        assert said.returncode == 0, said.stderr.decode()
+    clocks = {"+10y": 10, "-3y": -3, "+0 x1000": 0}
+    preload = {"LD_PRELOAD": str(FAKETIME), "FAKETIME": "+0", "FAKETIME_NO_CACHE": "1"}
+    warm = Warm(**preload, FAKETIME_DONT_FAKE_MONOTONIC="1")
+    try:
+        for number, (clock, years) in enumerate(clocks.items()):
+            with (folder / "in.jsonl").open("a") as file:
+                file.writelines(json.dumps(event) + "\n" for event in events[number :: len(clocks)])
+            said = warm.run(command, before="import time; print('it is', time.time())", FAKETIME=clock)
+            assert said.returncode == 0, said.stderr
+            ahead = float(re.search(r"it is (.*)", said.stdout)[1]) - time.time()  # type: ignore[index]
+            assert ahead / 86_400 == pytest.approx(365 * years, abs=0.4) if years else ahead > 100
+    finally:
+        warm.close()
     in_that_order = [event for number in range(len(clocks)) for event in events[number :: len(clocks)]]
     run(tmp_path / "ordered", in_that_order)
     assert (folder / "out.jsonl").read_bytes() == (tmp_path / "ordered" / "out.jsonl").read_bytes()

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.fed_run import DEADLINE, FedRun, command, outcome, settings_of, undisturbed
+from tests.faults.fed_run import DEADLINE, FedRun, arguments, command, outcome, settings_of, undisturbed
+from tests.warm import Warm
 
 TURN = "ebbtide_loop_last_turn_timestamp_seconds"
 
@@ -83,19 +84,22 @@ def test_the_run_ends_as_it_should_when_nobody_reads_what_it_says(
     assert outcome(tmp_path) == expected
 
 
-def test_sigterm_ends_a_run_that_nobody_reads(unread: int, lines: bytes, talk: Path, tmp_path: Path) -> None:
-    told = [*command(settings_of(tmp_path, f"file:{talk}", checkpoint_every=0.0)), "--follow"]
-    with subprocess.Popen(told, stdout=unread, stderr=unread) as run:
-        try:
-            until = time.monotonic() + DEADLINE
-            out = tmp_path / "out.jsonl"
-            while not out.exists() or out.read_bytes().count(b"\n") < 1_000:
-                assert time.monotonic() < until
-                time.sleep(0.05)
-            run.send_signal(signal.SIGTERM)
-            assert run.wait(DEADLINE) == 0
-        finally:
-            run.kill()
+def test_sigterm_ends_a_run_that_nobody_reads(
+    warm: Warm, unread: int, lines: bytes, talk: Path, tmp_path: Path
+) -> None:
+    told = [*arguments(settings_of(tmp_path, f"file:{talk}", checkpoint_every=0.0)), "--follow"]
+    with os.fdopen(unread, "wb", closefd=False) as nobody:
+        run = warm.start(told, nobody)
+    try:
+        until = time.monotonic() + DEADLINE
+        out = tmp_path / "out.jsonl"
+        while not out.exists() or out.read_bytes().count(b"\n") < 1_000:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(DEADLINE) == 0
+    finally:
+        run.kill()
 
 
 def test_an_error_keeps_its_exit_code_when_nobody_reads_it(unread: int) -> None:
@@ -138,10 +142,10 @@ def test_what_is_not_read_in_time_is_dropped_counted_and_said_later() -> None:
     assert heard[-1] == "last"
 
 
-def test_a_silent_source_and_a_loop_that_stands_are_told_apart_by_metrics(tmp_path: Path) -> None:
+def test_a_silent_source_and_a_loop_that_stands_are_told_apart_by_metrics(warm: Warm, tmp_path: Path) -> None:
     """No counter moves in either case. While it is idle the loop's last turn moves on, and the queue is empty. While it
     stands (see `test_slow_sink.py`) the turn stands, and the queue is full."""
-    with FedRun(tmp_path) as run:
+    with FedRun(tmp_path, warm=warm) as run:
         run.wait_ready()
         before = run.metric(TURN), run.metric("ebbtide_source_lines_total")
         after = run.metric(TURN), run.metric("ebbtide_source_lines_total")

@@ -9,13 +9,15 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.faults.fed_run import AHEAD, DEADLINE, IMPATIENT, FedRun, outcome, undisturbed
+from tests.warm import Warm
 
 if shutil.which("strace") is None:
     pytest.skip("strace is not installed (Debian: apt-get install strace)", allow_module_level=True)
@@ -43,6 +45,23 @@ def lines() -> list[bytes]:
 @pytest.fixture(scope="module")
 def expected(lines: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     return undisturbed(tmp_path_factory.mktemp("fast"), b"".join(lines))
+
+
+@contextmanager
+def meddled(run: FedRun, inject: str) -> Iterator[None]:
+    """Meddle with the system calls of a process that runs, until the end of the block."""
+    told = [*traced(run.folder, inject), "-p", str(run.process.pid)]
+    with subprocess.Popen(told, stderr=subprocess.DEVNULL) as meddler:
+        try:
+            run.wait_for(lambda: all("TracerPid:\t0\n" not in one for one in statuses(run.pid)))
+            yield
+        finally:
+            meddler.send_signal(signal.SIGINT)  # it lets go of the process, which goes on
+
+
+def statuses(pid: int) -> list[str]:
+    """Return what the kernel says of each thread."""
+    return [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
 
 
 def traced(folder: Path, inject: str, *more: str) -> list[str]:
@@ -93,19 +112,21 @@ def test_a_slow_sink_holds_the_writer_back_and_nothing_piles_up_or_is_lost(
     "fault", ["fsync:error=EIO:when=8", "write:error=EIO:when=8"] if LONG else ["fsync:error=EIO:when=8"]
 )
 def test_a_sink_that_fails_once_ends_the_run_and_the_next_one_goes_on(
-    fault: str, lines: list[bytes], tmp_path: Path, expected: tuple[Any, ...]
+    warm: Warm, fault: str, lines: list[bytes], tmp_path: Path, expected: tuple[Any, ...]
 ) -> None:
     """After a failed fsync nobody knows what the disk holds, so it is not tried again."""
-    with FedRun(tmp_path, before=traced(tmp_path, fault, *began(tmp_path)), **OPTIONS) as run:
+    began(tmp_path)
+    with FedRun(tmp_path, warm=warm, **OPTIONS) as run:
         run.wait_ready()
-        feed = threading.Thread(target=_offer, args=(run, lines))
-        feed.start()
-        assert run.process.wait(DEADLINE) == 1
-        feed.join()
+        with meddled(run, fault):
+            feed = threading.Thread(target=_offer, args=(run, lines))
+            feed.start()
+            assert run.process.wait(DEADLINE) == 1
+            feed.join()
         assert "Input/output error" in run.log()
     assert "INJECTED" in (tmp_path / "strace").read_text()
     assert len((tmp_path / "out.jsonl").read_bytes()) < len(expected[3])
-    with FedRun(tmp_path, **OPTIONS) as run:
+    with FedRun(tmp_path, warm=warm, **OPTIONS) as run:
         run.offer_all(b"".join(lines))  # it passes over what it had, and is ready only then
         assert run.finish() == 0, run.log()
     assert outcome(tmp_path) == expected
@@ -119,23 +140,16 @@ def _offer(run: FedRun, lines: Sequence[bytes]) -> None:
 
 
 def test_a_sink_that_hangs_is_told_by_health_and_by_metrics_and_goes_on_when_it_can(
-    lines: list[bytes], tmp_path: Path, expected: tuple[Any, ...]
+    warm: Warm, lines: list[bytes], tmp_path: Path, expected: tuple[Any, ...]
 ) -> None:
     began(tmp_path)
-    with FedRun(tmp_path, program=IMPATIENT, **OPTIONS) as run:
+    with FedRun(tmp_path, warm=warm, first=IMPATIENT, **OPTIONS) as run:
         run.wait_ready()
-        hanging = [*traced(tmp_path, "fsync:delay_enter=600000000"), "-p", str(run.process.pid)]
-        with subprocess.Popen(hanging, stderr=subprocess.DEVNULL) as meddler:
-            try:
-                run.wait_for(lambda: "TracerPid:\t0\n" not in Path(f"/proc/{run.pid}/status").read_text())
-                waiting = b"".join(lines)
-                run.wait_for(
-                    lambda: not run.offer(lines=b"" if run.accepted else waiting) and run.says("/-/healthy", 503)
-                )
-                assert run.metric('ebbtide_queue_depth{queue="reader"}') == 8
-                assert run.metric(TURN) == pytest.approx(run.metric(TURN), abs=0.5)  # read 1.1 s apart
-            finally:
-                meddler.send_signal(signal.SIGINT)  # it lets go of the process, which goes on
+        with meddled(run, "fsync:delay_enter=600000000"):
+            waiting = b"".join(lines)
+            run.wait_for(lambda: not run.offer(lines=b"" if run.accepted else waiting) and run.says("/-/healthy", 503))
+            assert run.metric('ebbtide_queue_depth{queue="reader"}') == 8
+            assert run.metric(TURN) == pytest.approx(run.metric(TURN), abs=0.5)  # read 1.1 s apart
         run.offer_all(b"")
         run.wait_for(lambda: run.says("/-/healthy", 200))
         assert run.finish() == 0, run.log()
