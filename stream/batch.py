@@ -12,7 +12,8 @@ from memory.backbones.backbone import Ids
 from monitors.observations import Flags
 from stream.dead_letters import DeadLetter
 from stream.event import Event
-from stream.sources.source import Chunk, Position
+from stream.sources.position import Position
+from stream.sources.source import Chunk
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ from memory.errors import ConfigurationError, StateMismatchError
 from memory.state_pool import LaneRecord, pack, unpack
 from stream import store_lease, store_patience
 from stream.append_file import make_folder
-from stream.sources.source import Position
+from stream.sources.position import Position
 from stream.store_database import WRITES, connect, shown
 from stream.store_errors import (
     REPAIR,
@@ -145,7 +145,7 @@ class StateStore:
                     self._refuse_lost(path)
                     FileLease(path).forget()
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            elif not path.exists():
+            elif not path.is_file():
                 raise ConfigurationError(f"--state {self.url}: there is no file {path}")
         except OSError as error:
             raise ConfigurationError(

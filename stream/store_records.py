@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from stream.sources.source import Position
+from stream.sources.position import Position
 
 
 class OutputMark(NamedTuple):

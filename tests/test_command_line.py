@@ -232,6 +232,7 @@ MISTAKES: list[tuple[tuple[object, ...], str]] = [
     (("config", "--seed", "x"), "Invalid value for '--seed'"),
     (("inspect",), "Missing option '--state'"),
     (("inspect", "--state", "sqlite:///none.db"), "there is no file none.db"),
+    (("inspect", "--state", "sqlite:////"), "there is no file /"),
     (("inspect", "--state", "sqlite:///notes.txt"), "file is not a database"),
     (("inspect", "--state", "sqlite:///accounts.db"), "a database of something else"),
     (("generate", "--out", "notes.txt"), "expected a new file, but 'notes.txt' exists"),

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Engine
 
 from memory.errors import ConfigurationError, EbbtideError, StateMismatchError
 from memory.state_pool import LaneRecord
-from stream.sources.source import Position
+from stream.sources.position import Position
 from stream.store import Acted, FencedError, OutputMark, Request, StateStore
 
 SETTINGS = {"--rank": "2", "--seed": "0"}

@@ -12,7 +12,8 @@ from stream.sources.file_source import FileSource
 from stream.sources.follow import FollowSettings
 from stream.sources.gap import Gap
 from stream.sources.pipe_source import PipeSource
-from stream.sources.source import CHUNK_BYTES, Chunk, EndOfInput, Mark, Position, Source
+from stream.sources.position import Position
+from stream.sources.source import CHUNK_BYTES, Chunk, EndOfInput, Mark, Source
 from stream.sources.stdin_source import StdinSource
 
 __all__ = [

@@ -26,8 +26,9 @@ from stream.sources.instead import enter
 from stream.sources.line_cutter import Cut, LineCutter
 from stream.sources.log_parts import LogParts
 from stream.sources.open_file import Opener, has_head, open_readonly, open_stream, read_head
+from stream.sources.position import Position
 from stream.sources.siblings import Found, find_inode, look, without_packing
-from stream.sources.source import CHUNK_BYTES, Chunk, Position
+from stream.sources.source import CHUNK_BYTES, Chunk
 
 log = structlog.get_logger(__name__)
 

@@ -12,8 +12,9 @@ from memory.errors import ConfigurationError
 from stream.sources.earlier import Earlier
 from stream.sources.file_identity import TAIL_BYTES, FileIdentity
 from stream.sources.gap import steps_of
+from stream.sources.position import Position
 from stream.sources.siblings import look
-from stream.sources.source import Chunk, Mark, Position
+from stream.sources.source import Chunk, Mark
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ from stream.sources.file_log import FileLog, Step
 from stream.sources.file_mark import beginning_of
 from stream.sources.follow import FollowSettings
 from stream.sources.open_file import open_readonly
+from stream.sources.position import Position
 from stream.sources.siblings import Found, look
-from stream.sources.source import Chunk, EndOfInput, Position, Source
+from stream.sources.source import Chunk, EndOfInput, Source
 
 log = structlog.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
-from stream.sources.source import Position
+from stream.sources.position import Position
 
 STEPS = tuple(64 << power for power in range(6))
 """Lengths, in bytes, of beginnings whose checksums are kept: a content that was cut short is known by the longest."""

@@ -18,7 +18,8 @@ from memory.errors import ConfigurationError
 from stream.sources.file_identity import HEAD_BYTES
 from stream.sources.gap import Gap, begins_alike, span, steps_of
 from stream.sources.line_cutter import Cut, LineCutter
-from stream.sources.source import CHUNK_BYTES, Chunk, EndOfInput, Mark, Position, Source
+from stream.sources.position import Position
+from stream.sources.source import CHUNK_BYTES, Chunk, EndOfInput, Mark, Source
 
 log = structlog.get_logger(__name__)
 

@@ -15,14 +15,12 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt
+from pydantic import JsonValue
 
 from stream.event import Rejection
-
-if TYPE_CHECKING:
-    from stream.sources.gap import Gap
+from stream.sources.gap import Gap
+from stream.sources.position import Position
 
 CHUNK_BYTES = 256 * 1024
 """Bytes that a source reads at a time, and so about the size of a chunk."""
@@ -30,47 +28,6 @@ CHUNK_BYTES = 256 * 1024
 
 class EndOfInput(Exception):  # noqa: N818 (an end, like StopIteration, and not an error)
     """There is nothing more to read, now or ever; or the source was closed."""
-
-
-class Position(BaseModel):
-    """A place in one partition, to be stored and to go on from.
-
-    Attributes
-    ----------
-    offset
-        Bytes consumed, decompressed; always at the end of a line.
-    lines
-        Lines consumed.
-    identity
-        What the source needs to know the content again, such as checksums. Its own affair.
-
-    Examples
-    --------
-    >>> position = Position(offset=120, lines=3, identity={"crc": 7})
-    >>> Position.from_json(position.to_json()) == position
-    True
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    offset: NonNegativeInt
-    lines: NonNegativeInt
-    identity: dict[str, JsonValue]
-
-    def to_json(self) -> str:
-        """Return it as JSON text."""
-        return self.model_dump_json()
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Position:
-        """Read it back.
-
-        Raises
-        ------
-        ValueError
-            The text is no position.
-        """
-        return cls.model_validate_json(text)
 
 
 class Mark(ABC):

@@ -12,7 +12,8 @@ from memory.errors import ConfigurationError
 from stream.sources.file_log import FileLog
 from stream.sources.file_source import FileSource
 from stream.sources.pipe_source import PipeSource
-from stream.sources.source import Chunk, EndOfInput, Position, Source
+from stream.sources.position import Position
+from stream.sources.source import Chunk, EndOfInput, Source
 
 
 class StdinSource(Source):

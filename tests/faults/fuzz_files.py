@@ -160,7 +160,7 @@ def adapter(folder: Path) -> Target:
 def make_store(folder: Path) -> None:
     """Make a store with something in each table: as a run leaves it, and, in the log beside it, as a kill does."""
     from memory.state_pool import LaneRecord
-    from stream.sources.source import Position
+    from stream.sources.position import Position
     from stream.store import Acted, OutputMark, StateStore
 
     def lane(number: int) -> tuple[str, LaneRecord]:

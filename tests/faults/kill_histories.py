@@ -294,6 +294,7 @@ class Histories:
             if process.ends_within(0.03):
                 break
             feed.more()
+        self._get_ready(process)  # all may be committed already: before it listens, SIGTERM is a kill
         process.send(15)
         code = process.wait()
         assert code == 0, f"{folder.path}: exit code {code}: {folder.tail()}"

@@ -14,7 +14,7 @@ import pytest
 from memory.errors import ConfigurationError, StateMismatchError
 from memory.state_pool import LaneRecord
 from stream import store_patience
-from stream.sources.source import Position
+from stream.sources.position import Position
 from stream.store import Acted, AwayError, DamagedError, FencedError, OutputMark, PassingError, StateStore
 from tests.postgres_server import Between, Cut, Server
 

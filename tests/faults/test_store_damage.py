@@ -14,7 +14,7 @@ import pytest
 
 from memory.errors import EbbtideError
 from memory.state_pool import LaneRecord
-from stream.sources.source import Position
+from stream.sources.position import Position
 from stream.store import Acted, DamagedError, OutputMark, StateStore
 
 LONG = bool(os.environ.get("EBBTIDE_LONG"))
