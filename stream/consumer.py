@@ -47,7 +47,7 @@ from stream.shadows import label_of, open_shadows
 from stream.sinks import JsonlSink, Sink, open_sink
 from stream.sources import FileSource, Source, open_source
 from stream.sources.file_source import ENDINGS
-from stream.sources.source import Position
+from stream.sources.position import Position
 from stream.spoken_log import log_texts
 from stream.store import AwayError, Checkpoint, FencedError, OutputMark, PassingError, StateStore
 from stream.store_copy import StoreCopier

@@ -11,7 +11,8 @@ killed it. A small file beside the state store, `state.db.starts`, breaks that c
    have been under way, it goes on at full speed.
 3. A line at which `--crash-limit` careful runs died is refused (`Reason.CRASHED`).
 
-Why no line is lost to kills from outside, which cannot be told from a crash:
+Kills from outside cannot be told from a crash, so it is done for who asks for it only. What keeps them from costing a
+line, all but those that come again and again within a moment of each start:
 
 - A run that ends in order is not counted: at the end of its input, with an error that has a message, or when it was
   told to stop, even if it is killed because it took too long: the stop is noted at once.
@@ -38,7 +39,8 @@ import structlog
 
 from memory.errors import EbbtideError
 from stream.crash_note import Line, Note, moved, place_of
-from stream.sources.source import CHUNK_BYTES, Position
+from stream.sources.position import Position
+from stream.sources.source import CHUNK_BYTES
 
 log = structlog.get_logger(__name__)
 
