@@ -27,8 +27,9 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from memory.errors import EbbtideError
 from memory.writers import Rows
 from monitors.observations import SIGNALS
 from monitors.policies.policy import LABELS
@@ -68,11 +69,11 @@ class TapeHead(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: int = VERSION
-    layers: int
-    heads: int
-    rank: int
+    layers: PositiveInt
+    heads: PositiveInt
+    rank: PositiveInt
     mode: str
-    dim: int
+    dim: PositiveInt
     mean: list[float] | None
     own_lam: bool
     row_gates: bool
@@ -220,7 +221,20 @@ class Encoder:
 
 
 def rows_of(batch: pa.RecordBatch, head: TapeHead) -> Rows:
-    """Return what the events of a record batch wrote."""
+    """Return what the events of a record batch wrote.
+
+    Raises
+    ------
+    EbbtideError
+        It is not of the shape that the head tells: one of them was damaged.
+    """
+    try:
+        return _rows_of(batch, head)
+    except ValueError as error:
+        raise EbbtideError(f"a record batch of a tape does not fit its head: it was damaged ({error})") from None
+
+
+def _rows_of(batch: pa.RecordBatch, head: TapeHead) -> Rows:
     heads, n = head.layers * head.heads, len(batch)
     counts = batch["writes"].to_numpy().astype(np.int64)
     bounds = np.concatenate([[0], np.cumsum(counts)])

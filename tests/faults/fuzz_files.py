@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import sqlite3
 from itertools import pairwise
@@ -81,6 +82,8 @@ def tape(folder: Path) -> Target:
         except EbbtideError as error:
             assert "\n" not in str(error), repr(str(error))
             return "refused"
+        if json.loads(now)["version"] < 3:
+            return "as one of an older version, whose head has no checksum"
         assert now == head, (now, head)
         assert found == rows[: len(found)], "wrong rows were read"
         assert len(found) == len(rows) or (whole.startswith(raw) and len(raw) in places), "rows are missing"

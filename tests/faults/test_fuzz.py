@@ -26,6 +26,8 @@ from memory.errors import ConfigurationError, EbbtideError
 from stream.config import RunSettings, effective
 from stream.event import Event, EventParser, Rejection
 from stream.store import StateStore
+from stream.tape import TapeReader
+from stream.tape.format import TapeHead, rows_of
 from tests.faults.fuzz import TARGETS, fuzz
 from tests.faults.fuzz_files import cuts, make_adapter, read_tape, record_tape
 from tests.faults.fuzz_http import TOKEN, http_app
@@ -181,6 +183,19 @@ def test_what_a_tapes_first_message_is_called_is_looked_at(tape: Path) -> None:
                     read_tape(tape)
     finally:
         part.write_bytes(whole)
+
+
+def test_record_batches_that_do_not_fit_the_head_are_refused(tape: Path) -> None:
+    """A tape of version 2 had no checksum in its head."""
+    reader = TapeReader(tape)
+    batch = next(reader.batches())
+    for changed in ({"rank": 5}, {"heads": 7}, {"dim": 3}):
+        with pytest.raises(EbbtideError, match="does not fit its head"):
+            rows_of(batch, reader.head.model_copy(update=changed))
+    told = reader.head.model_dump()
+    for name in ("layers", "heads", "rank", "dim"):
+        with pytest.raises(ValueError, match="greater than 0"):
+            TapeHead.model_validate(told | {name: 0})
 
 
 def _with(whole: bytes, place: int, value: int) -> bytes:
