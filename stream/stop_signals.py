@@ -70,6 +70,7 @@ class StopSignals:
 
     Examples
     --------
+    >>> before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # not as under `nohup`
     >>> told = []
     >>> with StopSignals() as signals:
     ...     signals.listen(told.append)
@@ -77,6 +78,7 @@ class StopSignals:
     ...     signal.raise_signal(signal.SIGTERM)
     >>> told
     ['SIGHUP stops a run as SIGTERM does: settings are read at the start only; start it again to have them read']
+    >>> _ = signal.signal(signal.SIGHUP, before)
     """
 
     def __init__(self) -> None:

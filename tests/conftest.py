@@ -8,18 +8,30 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import shutil
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from stream import stop_signals
 from tests.warm import warm
 
 __all__ = ["warm"]
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command that a test runs in this process ends, and the process goes on: its signals are as they were."""
+    before = {number: signal.getsignal(number) for number in stop_signals.SIGNALS}
+    monkeypatch.setattr(stop_signals, "_last", False)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
