@@ -64,6 +64,21 @@ def cuts(part: Path) -> list[int]:
         return [file.tell(), *(file.tell() for _ in reader)]
 
 
+def checksums(part: Path) -> list[bytes]:
+    """Return those that stand beside the record batches of a part that can be read."""
+    import pyarrow as pa
+
+    found = []
+    with pa.OSFile(str(part)) as file:
+        reader = pa.ipc.open_stream(file)
+        while True:
+            try:
+                _, about = reader.read_next_batch_with_custom_metadata()
+            except StopIteration:
+                return found
+            found.append(about.to_dict()[b"crc32"])
+
+
 def tape(folder: Path) -> Target:
     """A tape with bits flipped, cut, or with record batches swapped, doubled or left out: refused, or read as it was.
 
@@ -74,6 +89,7 @@ def tape(folder: Path) -> Target:
     whole, places = part.read_bytes(), cuts(part)
     head, rows = read_tape(made)
     pieces = [whole[begin:end] for begin, end in pairwise(places)]
+    written = checksums(part)
 
     def check(raw: bytes) -> str:
         part.write_bytes(raw)
@@ -85,7 +101,10 @@ def tape(folder: Path) -> Target:
         if json.loads(now)["version"] < 3:
             return "as one of an older version, whose head has no checksum"
         assert now == head, (now, head)
-        assert found == rows[: len(found)], "wrong rows were read"
+        if found != rows[: len(found)]:  # a guided engine sees which checksum is wanted, and writes it in
+            forged = [one != other for one, other in zip(checksums(part), written, strict=False)]
+            assert all(one == other or new for one, other, new in zip(found, rows, forged, strict=False)), "wrong rows"
+            return "with a forged checksum"
         assert len(found) == len(rows) or (whole.startswith(raw) and len(raw) in places), "rows are missing"
         return "as it was" if len(found) == len(rows) else "a shorter tape"
 
