@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
@@ -277,3 +278,15 @@ class Between:
     def close(self) -> None:
         self._listening.close()
         shutil.rmtree(self.folder)
+
+
+_databases = count()
+
+
+@pytest.fixture
+def database(server: Server) -> str:
+    """A new database on the server."""
+    server.up()
+    name = f"d{next(_databases)}"
+    server.ask(f"CREATE DATABASE {name}")
+    return name

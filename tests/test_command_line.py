@@ -28,6 +28,7 @@ from stream.cli import app, main
 from stream.commands.generate import GenerateOptions
 from stream.config import DETECTORS, RunSettings
 from stream.generate import GenerateSettings
+from tests.prometheus_server import free_port
 
 COMMANDS = (
     *(
@@ -610,12 +611,6 @@ def test_doctor_fails_when_a_result_is_wrong(cli: Cli, monkeypatch: pytest.Monke
 
 
 # A consumer that runs ---------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def sample(port: int, name: str) -> float:

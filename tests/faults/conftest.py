@@ -1,5 +1,5 @@
 """What the fault tests share."""
 
-from tests.postgres_server import server
+from tests.postgres_server import database, server
 
-__all__ = ["server"]
+__all__ = ["database", "server"]

@@ -26,9 +26,9 @@ from stream.consumer import Consumer
 from stream.crash_guard import IN_A_ROW, CrashGuard
 from stream.crash_note import Line, Note, place_of
 from stream.dead_letters import read_dead_letters
-from stream.generate import GenerateSettings, generate
 from stream.sources.position import Position
 from stream.store import StateStore
+from tests.faults.recurring import recurring
 from tests.postgres_server import Server
 from tests.warm import ROOT, Command, Warm
 
@@ -81,13 +81,7 @@ DEADLY = a_line("this one is POISON"), a_line("more POISON", "s000002")
 @pytest.fixture(scope="module")
 def lines() -> list[bytes]:
     """A recurring conversation over five streams, with a refused line after every fifteenth."""
-    settings = GenerateSettings(scenario="recurring", streams=5, events=EVENTS // 5, seed=3)
-    made = []
-    for number, (event, _) in enumerate(generate(settings)):
-        made.append(json.dumps(event).encode() + b"\n")
-        if number % 15 == 14:
-            made.append(b"not json\n")
-    return made
+    return recurring(EVENTS)
 
 
 @dataclass

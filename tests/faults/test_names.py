@@ -22,6 +22,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
+from tests.prometheus_server import free_port
 from tests.warm import Command, Warm
 
 DEADLINE = 120.0
@@ -103,12 +104,6 @@ def ask(port: int, path: str, body: str | None = None, **headers: str) -> tuple[
         return answer.status, answer.read().decode()
     finally:
         connection.close()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def wait_for(port: int, events: int, run: Command) -> None:

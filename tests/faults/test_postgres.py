@@ -27,18 +27,6 @@ NAMES = ["", "ann", "Ann", "a b", "ä", "böb ☃ \U0001f600", "nul\0nul", "'; D
 DONE = Acted(None, "nul\0", 7, '{"kind": "reset"}', "reset", 1e9 / 3, b"\0\xff")
 DEADLINE = 120.0
 
-databases = count()
-
-
-@pytest.fixture
-def database(server: Server) -> str:
-    """A new database on the server."""
-    server.up()
-    name = f"e{next(databases)}"
-    server.ask(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-    server.ask(f"CREATE DATABASE {name}")
-    return name
-
 
 @pytest.fixture
 def store(server: Server, database: str) -> Iterator[StateStore]:

@@ -12,7 +12,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +28,6 @@ CHECKPOINTS = 10 * EVENTS // 16
 DEADLINE = 120.0
 IMPATIENT = "import stream.store_patience as patience; patience.SILENCE = 0.7"
 """A server may say nothing for less than a second, not for thirty."""
-
-databases = count()
-
-
-@pytest.fixture
-def database(server: Server) -> str:
-    """A new database on the server."""
-    server.up()
-    name = f"r{next(databases)}"
-    server.ask(f"CREATE DATABASE {name}")
-    return name
 
 
 @pytest.fixture(scope="module")
@@ -249,19 +237,24 @@ IN_SHORT = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(10 if LONG else 1))
-def test_a_run_that_meets_every_fault(seed: int, going: Going, ended_well: Any) -> None:
-    faults = IN_SHORT[:]
-    random.Random(seed).shuffle(faults)
-    met = 0
+def met(going: Going, faults: list[str], seed: int) -> int:
+    """Cause one fault after the other at seeded moments; return how many the run lived to see."""
+    times = 0
     for (place, pause), fault in zip(places(len(faults), seed), faults, strict=True):
         going.wait_for(place)
         going.wait_while(away=True)
         time.sleep(pause)
         if going.process.poll() is None:
             FAULTS[fault](going)
-            met += 1
-    assert met > len(faults) // 2
+            times += 1
+    return times
+
+
+@pytest.mark.parametrize("seed", range(10 if LONG else 1))
+def test_a_run_that_meets_every_fault(seed: int, going: Going, ended_well: Any) -> None:
+    faults = IN_SHORT[:]
+    random.Random(seed).shuffle(faults)
+    assert met(going, faults, seed) > len(faults) // 2
     log = going.finish()
     assert "store_away" in log
     assert "the_store_is_back" in log
@@ -271,16 +264,9 @@ def test_a_run_that_meets_every_fault(seed: int, going: Going, ended_well: Any) 
 
 @pytest.mark.parametrize("fault", FAULTS if LONG else [])
 def test_a_run_that_meets_a_fault_again_and_again(fault: str, going: Going, ended_well: Any) -> None:
-    met = 0
-    for place, pause in places(30 if fault == "its connections are cut" else 6, 7):
-        going.wait_for(place)
-        going.wait_while(away=True)
-        time.sleep(pause)
-        if going.process.poll() is None:
-            FAULTS[fault](going)
-            met += 1
-    print(f"{fault}: {met} times")
-    assert met > 3
+    times = met(going, [fault] * (30 if fault == "its connections are cut" else 6), 7)
+    print(f"{fault}: {times} times")
+    assert times > 3
     assert "Traceback" not in going.finish()
     ended_well()
 

@@ -17,11 +17,11 @@ from memory.errors import ConfigurationError, EbbtideError
 from stream.cli import app
 from stream.config import RunSettings
 from stream.consumer import Consumer
-from stream.generate import GenerateSettings, generate
 from stream.store import StateStore
 from stream.store_copy import StoreCopier
 from stream.store_files import copy_paths
 from stream.tape import TapeReader
+from tests.faults.recurring import recurring
 
 PARTS = 4
 LINES = 150
@@ -31,13 +31,7 @@ LINES = 150
 @pytest.fixture(scope="module")
 def lines() -> list[bytes]:
     """A recurring conversation over five streams, with a refused line after every fifteenth."""
-    settings = GenerateSettings(scenario="recurring", streams=5, events=PARTS * LINES // 5, seed=3)
-    made = []
-    for number, (event, _) in enumerate(generate(settings)):
-        made.append(json.dumps(event).encode() + b"\n")
-        if number % 15 == 14:
-            made.append(b"not json\n")
-    return made
+    return recurring(PARTS * LINES)
 
 
 def settings_in(folder: Path) -> RunSettings:
