@@ -7,12 +7,14 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import logging
 import shutil
 import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 import torch
 
 from stream import stop_signals
@@ -32,6 +34,26 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[None]:
+    """A command that a test runs in this process sets up its logs: the next test's go where they would have gone."""
+    names = ("", "memory", "monitors", "dashboards", "stream")
+    loggers = [logging.getLogger(name) for name in names]
+    settings, levels, handlers = structlog.get_config(), [one.level for one in loggers], loggers[0].handlers[:]
+    configured = structlog.is_configured()
+    yield
+    if configured:
+        structlog.configure(**settings)
+    else:
+        structlog.reset_defaults()
+    # Only what a command has put in place: pytest has handlers of its own there for the time of a test.
+    for handler in [one for one in loggers[0].handlers if one not in handlers]:
+        loggers[0].removeHandler(handler)
+        handler.close()
+    for one, level in zip(loggers, levels, strict=True):
+        one.setLevel(level)
 
 
 @pytest.fixture(scope="session")

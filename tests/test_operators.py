@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from memory.errors import ConfigurationError
 from monitors.policies import load_policy
@@ -30,6 +31,7 @@ from stream.operators import Ask, ByHand
 from stream.replay import recorded_policy, replay
 from stream.store import StateStore
 from stream.tape import TapeReader
+from tests.prometheus_server import free_port
 from tests.warm import Warm
 
 TOKEN = "a-token-for-this-test-alone"
@@ -265,7 +267,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(warm: Warm, talk: Path, folder: Path) -> Iterator[Run]:
-    made = Run(warm, talk, folder, 9791, token=folder / "token")
+    made = Run(warm, talk, folder, free_port(), token=folder / "token")
     yield made
     if made.process.poll() is None:
         made.end()
@@ -332,7 +334,7 @@ class TestHttp:
         after = [sha(warm, folder, f"s00000{number}") for number in range(STREAMS)]
         queued = warm.run([*act, "--wait", "0", "restore"], check=True).stdout
         assert "no consumer took it within 0 s: the next run does, before its first event" in queued
-        again = Run(warm, talk, folder, 9792, token=None)
+        again = Run(warm, talk, folder, free_port(), token=None)
         assert again.post("s000001").status_code == 403  # without a token the endpoint is off, whatever is sent
         deadline = time.monotonic() + 60
         while sha(warm, folder, "s000002") == after[2] and time.monotonic() < deadline:
@@ -380,11 +382,11 @@ class TestToken:
         with pytest.raises(ConfigurationError, match=f"--api-token-file {path}: expected .*{message}"):
             read_token(path)
 
-    def test_one_that_others_can_read_is_told_of(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_one_that_others_can_read_is_told_of(self, tmp_path: Path) -> None:
         path = tmp_path / "token"
         path.write_text(TOKEN)
         os.chmod(path, 0o644)
-        assert read_token(path) == TOKEN
-        out = capsys.readouterr().out
-        assert "token_readable_by_others" in out
-        assert TOKEN not in out
+        with capture_logs() as logs:
+            assert read_token(path) == TOKEN
+        assert [entry["event"] for entry in logs] == ["token_readable_by_others"]
+        assert TOKEN not in str(logs)
