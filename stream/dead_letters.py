@@ -126,6 +126,9 @@ class DeadLetterFile(AppendFile):
     [(3, b'oops')]
     """
 
+    name = "dead_letters"
+    """Under which the checkpoint keeps the mark."""
+
     def write(self, letters: Iterable[DeadLetter]) -> None:
         """Append one record for each letter."""
         for letter in letters:

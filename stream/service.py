@@ -123,7 +123,7 @@ class ConsumerService:
             },
             "shadows": {
                 policy if role == "shadow" else f"{policy} (live)": {"write_error": error, "events": events}
-                for policy, role, error, events in consumer.side_by_side()
+                for policy, role, error, events in consumer.accounts.side_by_side()
                 if consumer.shadows
             },
             "streams_resident": len(slots),

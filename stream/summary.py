@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stream.consumer import Consumer, Totals
+from stream.accounts import Totals
+from stream.consumer import Consumer
 from stream.side_output import tell
 
 
@@ -38,8 +39,8 @@ def print_summary(consumer: Consumer, totals: Totals) -> None:
         row("write error", _side_by_side(consumer))
     row("dead letters", _counts(metrics.by_label("ebbtide_dead_letters_total")))
     row("records", settings.sink.removeprefix("jsonl:") if settings.sink else "none (--sink jsonl:PATH writes them)")
-    if consumer.dead_letter_path is not None:
-        row("refused lines", str(consumer.dead_letter_path))
+    if consumer.outputs.dead_letter_path is not None:
+        row("refused lines", str(consumer.outputs.dead_letter_path))
     row("state", settings.state or "none (--state sqlite:///PATH keeps it)")
     if not totals.drained:
         row("stopped", "before all that was read was processed; the same command goes on from there")
@@ -51,7 +52,7 @@ def print_summary(consumer: Consumer, totals: Totals) -> None:
 
 def _side_by_side(consumer: Consumer) -> str:
     """Say how well each policy's states predicted what was said next, in this run."""
-    compared = consumer.side_by_side()
+    compared = consumer.accounts.side_by_side()
     return ", ".join(f"{policy} {error:.4f} ({role})" for policy, role, error, events in compared if events) or "none"
 
 

@@ -97,8 +97,8 @@ def settings(folder: Path, **given: Any) -> RunSettings:
 def run(folder: Path, **given: Any) -> None:
     consumer = Consumer(settings(folder, **given))
     try:
-        if consumer.tape is not None:
-            consumer.tape.part_bytes = PARTS
+        if consumer.outputs.tape is not None:
+            consumer.outputs.tape.part_bytes = PARTS
         consumer.open()
         consumer.run()
     finally:

@@ -123,7 +123,7 @@ FIRST = {
     "while it is taken over": at("stream.store", "StateStore", "claim", signal.SIGTERM, after=True),
     "while the checkpoint is loaded": at("stream.store", "StateStore", "load", signal.SIGTERM),
     "while the outputs are cut back": at("stream.append_file", "AppendFile", "open", signal.SIGTERM),
-    "while the source is opened": at("stream.consumer", "FileSource", "open", signal.SIGTERM),
+    "while the source is opened": at("stream.sources.file_source", "FileSource", "open", signal.SIGTERM),
     "at the first commit": at("stream.consumer", "Consumer", "_commit", signal.SIGTERM),
     "while a micro-batch is taken in": at("stream.engine", "Engine", "process", signal.SIGTERM),
     "SIGHUP while every row is read": at("stream.store", "CheckedRows", "read", signal.SIGHUP),
