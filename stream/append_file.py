@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from zlib import crc32
 
-from memory.errors import ConfigurationError
+from memory.errors import ConfigurationError, EbbtideError
 
 _BUFFER = 1024 * 1024
 
@@ -215,7 +215,15 @@ class AppendFile:
                 self._write()
 
     def flush(self) -> int:
-        """Put all on the disk; return the file's length in bytes."""
+        """Put all on the disk; return the file's length in bytes.
+
+        Raises
+        ------
+        OSError
+            The disk does not take it.
+        EbbtideError
+            It is another file than was opened that has its name now, or none, or somebody else changed its length.
+        """
         self._check()
         self._write()
         try:
@@ -224,7 +232,26 @@ class AppendFile:
         except OSError:
             self._failed = True
             raise
+        self._check_name()
         return self._written
+
+    def _check_name(self) -> None:
+        """Raise where what was flushed is not what stands under the file's name: nobody would find it."""
+        mine = os.fstat(self._fd)
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            there = None
+        if there is None or not os.path.samestat(mine, there):
+            what = "it was removed, renamed or replaced while it was written to"
+        elif there.st_size != self._written:
+            what = f"it has {there.st_size} bytes, where this run has written up to {self._written}"
+        else:
+            return
+        raise EbbtideError(
+            f"{self.path}: {what}; this run stops, and counts nothing as done that is not there: put the file back as "
+            "it was, and give the same command again"
+        )
 
     def close(self) -> None:
         """Close the file, without what was not flushed. A second time does nothing."""
@@ -266,7 +293,8 @@ def keep_names(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it that are missing, so that no power cut takes it away with all that is in it.
+    """Make a folder, and those above it that are missing, for their owner alone, so that no power cut takes it away
+    with all that is in it.
 
     Raises
     ------
@@ -285,7 +313,9 @@ def make_folder(folder: Path) -> None:
     above = [folder.parent]  # kept in any case: whoever made the folder may have been killed before it did so
     while not above[-1].exists():
         above.append(above[-1].parent)
-    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(above[:-1]):
+        each.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     for each in above:
         keep_names(each)
 

@@ -13,12 +13,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from memory.errors import ConfigurationError
 from monitors.observations import SIGNALS
-from monitors.policies import read_yaml
+from monitors.policies import parse_yaml, read_yaml
 from stream.event import LINE_CAP
 
 PREFIX = "EBBTIDE_"
@@ -120,6 +119,11 @@ class RunSettings(BaseModel):
     metrics_host: str = Field("127.0.0.1", description="Address of the HTTP server")
     metrics_port: int = Field(9464, ge=0, le=65535, description="Its port; 0 turns it off")
 
+    metrics_name: tuple[str, ...] = Field(
+        (),
+        description="Name by which the HTTP server may be asked for, as behind a proxy (several); on the loopback, "
+        "addresses and localhost are enough, and no other name is answered",
+    )
     metrics_tls_cert: Path | None = Field(
         None, description="Certificate of the HTTP server, in PEM form; it then speaks TLS only [default: plain HTTP]"
     )
@@ -201,20 +205,20 @@ class RunSettings(BaseModel):
             raise ValueError(f"expected all, numbers such as 0,4,8, or a range such as 0:36:4, got {layers!r}")
         return layers
 
-    @field_validator("shadow", mode="before")
+    @field_validator("shadow", "metrics_name", mode="before")
     @classmethod
-    def _several(cls, shadow: Any) -> Any:
+    def _several(cls, given: Any) -> Any:
         """Read what the environment gives: names and files with commas between them, or JSON."""
-        if not isinstance(shadow, str):
-            return shadow
-        if shadow.startswith("["):
+        if not isinstance(given, str):
+            return given
+        if given.startswith("["):
             try:
-                return yaml.safe_load(shadow)
-            except (yaml.YAMLError, RecursionError):
+                return parse_yaml(given)
+            except ValueError:
                 raise ValueError(
-                    f'expected names with commas between, or JSON such as ["none"], got {shadow!r}'
+                    f'expected names with commas between, or JSON such as ["none"], got {given!r}'
                 ) from None
-        return tuple(part.strip() for part in shadow.split(",") if part.strip())
+        return tuple(part.strip() for part in given.split(",") if part.strip())
 
     @field_validator("detectors", mode="before")
     @classmethod
@@ -223,8 +227,8 @@ class RunSettings(BaseModel):
         if not isinstance(detectors, str):
             return detectors
         try:
-            return yaml.safe_load(detectors)
-        except (yaml.YAMLError, RecursionError):
+            return parse_yaml(detectors)
+        except ValueError:
             raise ValueError(f'expected JSON such as {{"state_norm": "page_hinkley"}}, got {detectors!r}') from None
 
     @field_validator("detectors")

@@ -37,7 +37,7 @@ from stream.reader import Reader
 from stream.recovery import Recovered, go_back
 from stream.retrying import Insistence
 from stream.shadows import label_of, open_shadows
-from stream.sources import Source, open_source
+from stream.sources import FileSource, Source, open_source
 from stream.sources.position import Position
 from stream.spoken_log import log_texts
 from stream.stopping import Stop
@@ -95,12 +95,7 @@ class Consumer:
         self.metrics = Metrics(publish_on_commit=settings.state is not None)
         self.store: StateStore | None = None
         self.copier: StoreCopier | None = None
-        self.source: Source = open_source(
-            settings.source,
-            follow=settings.follow,
-            stdin_continues=settings.stdin_continues,
-            accept_gap=accept_gap,
-        )
+        self.source = self._make_source()
         self.engine: Engine = build_engine(settings, fetch=self._fetch)
         # A dry run: the policy acts on the lanes of a shadow, and nothing on the live ones.
         challengers = ([settings.policy] if settings.dry_run else []) + list(settings.shadow)
@@ -158,14 +153,14 @@ class Consumer:
         self._open.callback(stopper.join)
         self._open.callback(self._stop.over)
         checkpoint = self._open_store()
+        self._open.callback(self.source.close)
+        self.source.open(checkpoint.positions)  # before an output is cut back to what only the source can give again
         self._open.callback(self.outputs.close)
         self.outputs.open(checkpoint)
-        self.source.open(checkpoint.positions)
         if self.source.gaps:
             self.commit()  # as below: there is something to write before the first checkpoint
         self._positions.update(self.source.beginnings)
         self._tell_of_gaps()
-        self._open.callback(self.source.close)
         if self.store is not None and self.store.path is not None:
             self.copier = StoreCopier(self.store.path, self.settings.copy_every, clock=self._clock)
             self._open.callback(self.copier.close)
@@ -189,7 +184,7 @@ class Consumer:
         if self.settings.state is None:
             self.metrics.restore({})
             return Checkpoint()
-        recovered = go_back(self.settings.state, self.outputs.check) if self._recover else None
+        recovered = go_back(self.settings.state, self.outputs.check, self._check_source) if self._recover else None
         if self._recover and recovered is None:
             log.info("nothing_to_recover", state=self.settings.state)
         self.store = StateStore(self.settings.state, patience=self._patience)
@@ -202,6 +197,28 @@ class Consumer:
         if recovered is not None:
             self._tell_of_recovery(recovered)
         return checkpoint
+
+    def _make_source(self) -> Source:
+        return open_source(
+            str(self.settings.source),
+            follow=self.settings.follow,
+            stdin_continues=self.settings.stdin_continues,
+            accept_gap=self._accept_gap,
+        )
+
+    def _check_source(self, checkpoint: Checkpoint) -> None:
+        """Raise where the source cannot give again what came behind a checkpoint, and that was not accepted."""
+        if isinstance(self.source, FileSource):
+            source = self._make_source()
+            try:
+                source.open(checkpoint.positions)
+            finally:
+                source.close()
+        elif self.settings.stdin_continues and not self._accept_gap:
+            raise ConfigurationError(
+                "stdin: expected input that can be read again, got --stdin-continues: what came since is gone; "
+                "--accept-gap goes on without it"
+            )
 
     def _tell_of_recovery(self, recovered: Recovered) -> None:
         self.metrics.add("ebbtide_recoveries_total")
@@ -275,11 +292,21 @@ class Consumer:
                 self.totals.drained = False
                 break
         self.ready = False
-        if self._uncommitted:
+        if self._leave_rest() or self._uncommitted:
             self.commit()
         self.totals.seconds = self._clock() - begun
         log.info("stopped" if self._stop.told else "finished", events=self.totals.events, drained=self.totals.drained)
         return self.totals
+
+    def _leave_rest(self) -> bool:
+        """After a stop, keep what was read and can be neither taken in now nor read again; say whether there is any."""
+        if not self._stop.told or self.store is None:
+            return False
+        self.reader.stop()
+        self.reader.join()
+        left = self.source.left()
+        self._positions.update(left)
+        return bool(left)
 
     def _take(self, batch: MicroBatch) -> None:
         start = time.perf_counter()
@@ -310,6 +337,7 @@ class Consumer:
         if self.settings.log_text:
             log_texts(outcome, batch.dead)
         self._positions.update(batch.positions)
+        self.source.passed(batch.positions)
         self._uncommitted += batch.line_count
         with timed("export"):
             self.accounts.take(batch, outcome, followed)

@@ -13,12 +13,14 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import PlainTextResponse, Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as BaseHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dashboards.live_page import content_security_policy, live_page
 from stream.http_actions import Actor, add_actions
 from stream.http_events import EventStream, LiveEvents
+from stream.http_names import KnownNames
 from stream.http_pace import Pace
 from stream.plain_json import to_json
 
@@ -96,16 +98,21 @@ HEADERS: Mapping[str, str] = {
 
 
 class _Edge:
-    """Keeps the pace, adds `HEADERS`, and asks the application for GET where HEAD came: the server drops the body."""
+    """Answers by the names it knows, keeps the pace, adds `HEADERS`, and asks the application for GET where HEAD came:
+    the server drops the body."""
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    def __init__(self, app: ASGIApp, names: KnownNames | None = None):
+        self.app, self.names = app, names
         self.pace = Pace(REQUESTS_PER_SECOND, burst=REQUESTS_PER_SECOND)
         self.headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if self.names is not None and not self.names.has(Headers(scope=scope).get("host", "")):
+            detail = "expected a Host that is an address, localhost, or given by --metrics-name, got another name"
+            await _Json({"detail": detail}, 421, headers=HEADERS)(scope, receive, send)
             return
         # Probes are not made to wait behind a storm of scrapers.
         if not scope["path"].startswith("/-/") and (seconds := self.pace.delay(time.monotonic())):
@@ -127,13 +134,16 @@ class _Edge:
         await self.app(scope, receive, pass_on)
 
 
-def create_app(service: Service, token: str | None = None, *, sample_every: float = 1.0) -> FastAPI:
+def create_app(
+    service: Service, token: str | None = None, *, names: KnownNames | None = None, sample_every: float = 1.0
+) -> FastAPI:
     """Make the application.
 
     GET and HEAD on `/metrics`, `/-/healthy`, `/-/ready`, `/api/summary`, `/api/streams`, `/api/streams/{id}`,
     `/api/events`, `/` and `/openapi.json`; POST on `/api/streams/{id}/actions` for whoever has the token; other methods
     are answered 405. There is no page of documentation: FastAPI's loads its scripts from elsewhere, and this
-    application asks nothing of any other host. The live events take a summary every `sample_every` seconds.
+    application asks nothing of any other host. The live events take a summary every `sample_every` seconds. A request
+    for another host than `names` knows is answered 421.
 
     Examples
     --------
@@ -145,7 +155,7 @@ def create_app(service: Service, token: str | None = None, *, sample_every: floa
     'the loop ticked 0.1 s ago\\n'
     """
     app = FastAPI(title="Ebbtide", docs_url=None, redoc_url=None, redirect_slashes=False, default_response_class=_Json)
-    app.add_middleware(_Edge)
+    app.add_middleware(_Edge, names=names)
     page = live_page().encode()
 
     @app.exception_handler(BaseHTTPException)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 from starlette.convertors import Convertor, register_url_convertor
+from starlette.requests import ClientDisconnect
 
 from memory.errors import ConfigurationError
 from stream.operators import Ask, slip_of
@@ -29,6 +31,21 @@ MIN_TOKEN = 16
 
 PATIENCE = 30.0
 """Seconds to wait for the loop, which takes actions between two micro-batches."""
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"description": "No token, or another one"},
+    403: {"description": "Another site's page asks, or the run was given no token"},
+    404: {"description": "There is no such stream"},
+    409: {"description": "It cannot be done to this stream"},
+    413: {"description": "The body is too long"},
+    415: {"description": "The body is not JSON"},
+    422: {"description": "The body is no action"},
+    503: {"description": "The consumer takes no actions now"},
+}
+SCHEMA = Ask.model_json_schema() | {"description": "What to do."}
+BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": SCHEMA}}}}
+"""The description of the body, which is read by hand: no more of it than is allowed, and after the token."""
 
 
 class _AnyText(Convertor[str]):
@@ -92,7 +109,13 @@ def add_actions(app: FastAPI, actor: Actor, token: str | None) -> None:
     """Give an application the endpoint; without a token it refuses everybody."""
     secret = None if token is None else token.encode()
 
-    @app.post("/api/streams/{name:any_text}/actions", summary="Do something to a stream")
+    @app.post(
+        "/api/streams/{name:any_text}/actions",
+        summary="Do something to a stream",
+        responses=REFUSALS,
+        openapi_extra=BODY,
+        dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the description: `_check_token` is what checks
+    )
     async def act(name: str, request: Request) -> dict[str, Any]:
         _check_origin(request)
         _check_token(request, secret)
@@ -130,10 +153,13 @@ async def _read(request: Request) -> Ask:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "expected Content-Type: application/json")
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY:
-            raise HTTPException(413, f"expected at most {MAX_BODY} bytes")
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY:
+                raise HTTPException(413, f"expected at most {MAX_BODY} bytes")
+    except ClientDisconnect:
+        raise HTTPException(400, "the request broke off") from None
     try:
         return Ask.model_validate_json(body)
     except ValidationError as error:

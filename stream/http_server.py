@@ -22,6 +22,9 @@ from stream.http_pace import Pace
 MAX_CONNECTIONS = 128
 """Connections served at once; the next ones are answered 503 without more work."""
 
+TAKEN = 2 * MAX_CONNECTIONS
+"""Connections open at once, those that have asked nothing yet too. More wait in the kernel: files need descriptors."""
+
 CONNECTIONS_PER_SECOND = 50
 """New connections taken at most, after a burst of as many as are served at once. More wait in the kernel, where they
 cost nothing: to take one, even to refuse it, costs the loop about a millisecond of the interpreter."""
@@ -163,6 +166,8 @@ class _Server(uvicorn.Server):
         loop, pace = asyncio.get_running_loop(), Pace(CONNECTIONS_PER_SECOND, burst=MAX_CONNECTIONS)
         listener.setblocking(False)
         while True:
+            while len(self.server_state.connections) + len(self._begun) >= TAKEN:
+                await asyncio.sleep(0.05)
             try:
                 connection, _ = await loop.sock_accept(listener)
             except ConnectionError:  # it has gone already

@@ -30,7 +30,12 @@ def set_up_logs(form: str, level: str) -> None:
         renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     else:
         shared.append(_printable)
-        renderer = structlog.dev.ConsoleRenderer(colors=form == "auto" and sys.stderr.isatty(), pad_event_to=0)
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=form == "auto" and sys.stderr.isatty(),
+            pad_event_to=0,
+            # Its usual one shows local variables: what was said, and the token.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -73,7 +73,8 @@ class Outputs:
 
     def open(self, checkpoint: Checkpoint) -> None:
         """Begin, or cut each back to where the checkpoint has it."""
-        for output in self._all:
+        # One that is new and refuses what lies there does so before another is cut.
+        for output in sorted(self._all, key=lambda output: output.name in checkpoint.marks):
             output.open(*checkpoint.marks.get(output.name, NO_MARK))
             self._open.callback(output.close)
 

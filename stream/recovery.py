@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,9 @@ class Recovered:
     why: str
 
 
-def go_back(url: str, fits: Callable[[Checkpoint], None]) -> Recovered | None:
+def go_back(
+    url: str, fits: Callable[[Checkpoint], None], readable: Callable[[Checkpoint], None] = lambda checkpoint: None
+) -> Recovered | None:
     """Put the newest good checkpoint in place of a damaged one.
 
     Parameters
@@ -53,6 +55,8 @@ def go_back(url: str, fits: Callable[[Checkpoint], None]) -> Recovered | None:
         Of the store.
     fits
         Raises `ConfigurationError` where the outputs do not hold a checkpoint (any more).
+    readable
+        Raises `ConfigurationError` where the source cannot give again what came behind an earlier checkpoint.
 
     Returns
     -------
@@ -72,7 +76,7 @@ def go_back(url: str, fits: Callable[[Checkpoint], None]) -> Recovered | None:
         faults = []
         for origin in (path, *_newest_first(copy_paths(path))):
             try:
-                number, identity = _look(origin, fits)
+                number, identity = _look(origin, (fits,) if origin == path else (fits, readable))
                 if origin != path and note is not None and note.identity != identity:
                     raise ConfigurationError(f"{origin}: this is a copy of another store")
             except EbbtideError as error:
@@ -109,13 +113,15 @@ def _newest_first(copies: list[Path]) -> list[Path]:
     return sorted((copy for copy in copies if copy.exists()), key=lambda copy: -copy.stat().st_mtime)
 
 
-def _look(path: Path, fits: Callable[[Checkpoint], None]) -> tuple[int, str]:
+def _look(path: Path, asked: Iterable[Callable[[Checkpoint], None]]) -> tuple[int, str]:
     """Read all of a store or copy; return its checkpoint's number and its identity."""
     url = sql.URL.create("sqlite", database=str(path)).render_as_string()
     store = StateStore(url, create=False, any_checkpoint=True)
     try:
         number = store.check()
-        fits(store.load())
+        checkpoint = store.load()
+        for fits in asked:
+            fits(checkpoint)
         return number, store.identity
     finally:
         store.close()
@@ -126,8 +132,7 @@ def _put_in_place(path: Path, origin: Path, number: int, lease: FileLease, fault
         lease.forget()
         return Recovered(number, path, None, f"{path}: its last checkpoint is {number}, an earlier one than was")
     new = path.with_name(path.name + ".recovering")
-    shutil.copyfile(origin, new)
-    new.chmod(0o600)
+    _copy(origin, new)
     sync(new)
     aside = next(each for n in range(1, 10**6) if not (each := path.with_name(f"{path.name}.damaged-{n}")).exists())
     lease.forget()
@@ -139,9 +144,16 @@ def _put_in_place(path: Path, origin: Path, number: int, lease: FileLease, fault
             if ending:
                 os.rename(old, target)
             else:
-                shutil.copyfile(old, target)  # there is a store under its name at every moment
-                target.chmod(0o600)
+                _copy(old, target)  # there is a store under its name at every moment
     sync(path.parent)
     os.replace(new, path)
     sync(path.parent)
     return Recovered(number, origin, aside, faults[0])
+
+
+def _copy(origin: Path, target: Path) -> None:
+    """Copy a file; at no moment can others read it."""
+    target.unlink(missing_ok=True)
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(origin, "rb") as old, open(fd, "wb") as new:
+        shutil.copyfileobj(old, new, 1 << 20)

@@ -22,7 +22,7 @@ from zlib import crc32
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection
 
-from memory.errors import ConfigurationError, StateMismatchError
+from memory.errors import ConfigurationError, EbbtideError, StateMismatchError
 from memory.state_pool import LaneRecord, pack, unpack
 from stream import store_lease, store_patience
 from stream.append_file import make_folder
@@ -103,6 +103,7 @@ class StateStore:
         any_checkpoint: bool = False,
     ):
         self._epoch = self._number = 0
+        self._shadows: list[str] | None = None  # those whose lanes the first commit leaves
         self._done = self._tried = 0  # of the operators' actions that are given again: stored already, given last
         self._held_at = 0.0
         self._database = connect(url, patience)
@@ -143,20 +144,32 @@ class StateStore:
                 make_folder(path.parent)
                 if not path.exists():
                     self._refuse_lost(path)
-                    FileLease(path).forget()
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             elif not path.is_file():
                 raise ConfigurationError(f"--state {self.url}: there is no file {path}")
+            status = path.stat()
         except OSError as error:
             raise ConfigurationError(
                 f"--state {self.url}: expected a file that can be written, got {error.strerror}: {error.filename}"
             ) from None
+        if status.st_nlink > 1:  # SQLite would keep a log beside each, and so would the lease
+            raise ConfigurationError(
+                f"--state {self.url}: expected a file with one name, got one with {status.st_nlink} (hard links): "
+                "remove the others, or copy it"
+            )
+        self._place = (status.st_dev, status.st_ino)
         return path
 
     def _refuse_lost(self, path: Path) -> None:
         copies = [copy.name for copy in copy_paths(path) if copy.exists()]
         if copies:
             raise self._rows.damaged(f"it is gone, and {' and '.join(copies)} are there: remove them to begin anew")
+        note = FileLease(path).note()
+        if note is not None:
+            raise self._rows.damaged(
+                f"it is gone, where checkpoint {note.checkpoint} was: put it back, or, to begin anew, remove "
+                f"{FileLease(path).path}"
+            )
 
     def _check_version(self, connection: Connection, create: bool, note: Note | None) -> None:
         names = set(sql.inspect(connection).get_table_names())
@@ -229,7 +242,7 @@ class StateStore:
             What stored states depend on, by the name of the option that says it. Remembered by a new store; for one
             that exists they must be the same.
         shadows
-            Those of this run. The lanes of others are dropped: from here on they would have a gap.
+            Those of this run. The first commit drops the lanes of others: from there on they would have a gap.
 
         Raises
         ------
@@ -265,12 +278,12 @@ class StateStore:
                 self._check_all(connection)
             named = [{"name": name, "value": value} for name, value in settings.items()]
             self._rows.write(connection, TABLES.run, named)
-            connection.execute(TABLES.shadow_lanes.delete().where(TABLES.shadow_lanes.c.shadow.not_in(list(shadows))))
             (owner,) = self._rows.read(connection, TABLES.owner)
             epoch, number = owner["epoch"] + 1, owner["checkpoint"] + 1
             self._rows.write(connection, TABLES.owner, [self._owner_row(epoch, number, owner["tables"])])
             self._renew(connection)
         self._epoch, self._number, self._done, self._tried = epoch, number, 0, 0
+        self._shadows = list(shadows)
         self._noted()
 
     def _take(self) -> None:
@@ -368,16 +381,31 @@ class StateStore:
         ------
         FencedError
             Another consumer has claimed the store since.
+        EbbtideError
+            The store's file was removed, renamed or replaced.
         """
         if lately and _now() - self._held_at < store_lease.LEASE / 3:
             return
         if self._session is None:
             with self._transaction() as connection:
                 self._check_epoch(connection)
+            self._check_name()
             self._held_at = _now()
         else:
             with self._writing(self._check_epoch) as connection:
                 self._renew(connection)
+
+    def _check_name(self) -> None:
+        """Raise where an SQLite store is no longer the file that has its name: what is stored there is lost."""
+        try:
+            there = None if self.path is None else os.stat(self.path)
+        except FileNotFoundError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != self._place:
+            raise EbbtideError(
+                f"--state {self.url}: its file was removed, renamed or replaced; this run stops: put it back with its "
+                "-wal beside it, or go back to a copy with --recover"
+            )
 
     def _check_epoch(self, connection: Connection) -> None:
         query = sql.select(TABLES.owner.c.epoch)
@@ -534,6 +562,9 @@ class StateStore:
             self._tried = len(acted)
             self._rows.write(connection, TABLES.owner, [self._owner_row(self._epoch, number + 1, owner["tables"])])
             self._renew(connection)
+            if self._shadows is not None:
+                gone = TABLES.shadow_lanes.c.shadow.not_in(self._shadows)
+                connection.execute(TABLES.shadow_lanes.delete().where(gone))
             written = self._write_lanes(connection, TABLES.lanes, lanes, {})
             for shadow, changed in (shadows or {}).items():
                 written += self._write_lanes(connection, TABLES.shadow_lanes, changed, {"shadow": shadow})
@@ -547,6 +578,7 @@ class StateStore:
             values = json.dumps(counters, separators=(",", ":"))
             self._rows.write(connection, TABLES.counters, [{"id": 1, "values": values}])
         self._number, self._done, self._tried = number + 1, 0, 0
+        self._shadows = None
         self._noted()
         return written
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -33,14 +34,18 @@ def connect(url: str, patience: Callable[[], float] = store_patience.usual) -> E
         The URL is none, or of a database that is not supported.
     """
     try:
-        name = sql.make_url(url).drivername
+        made = sql.make_url(url)
+        name = made.drivername
         if name.split("+")[0] in ("postgresql", "postgres") and name != "postgresql+psycopg":
             raise ConfigurationError(
                 f"--state {shown(url)}: expected postgresql+psycopg://, the driver that is tested, got {name}://"
             )
         if name == "postgresql+psycopg":
             url.encode()  # what is no text can be a file's name, but no server's, user's or password
-        database = sql.create_engine(url, **_options(url, name))
+        if name.split("+")[0] == "sqlite" and made.database not in (None, "", ":memory:"):
+            # What lies beside a store (lease, copies, notes) is the same by whichever link it is named.
+            made = made.set(database=os.path.realpath(str(made.database)))
+        database = sql.create_engine(made, **_options(url, name))
     except (sql.exc.ArgumentError, sql.exc.NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "psycopg":
             raise ConfigurationError(

@@ -26,7 +26,7 @@ from monitors.policies.policy import ActionKind, Actions, Moves, Policy
 from monitors.policies.reset_on_shift import ResetOnShiftPolicy
 from monitors.policies.scheduled_reset import ScheduledResetPolicy
 from monitors.policies.topic_belief import TopicBelief
-from monitors.policies.yaml_file import read_yaml
+from monitors.policies.yaml_file import parse_yaml, read_yaml
 
 __all__ = [
     "ALARMS",
@@ -51,6 +51,7 @@ __all__ = [
     "ScheduledResetPolicy",
     "TopicBelief",
     "load_policy",
+    "parse_yaml",
     "policy_to_yaml",
     "read_yaml",
 ]

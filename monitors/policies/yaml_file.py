@@ -1,4 +1,5 @@
-"""Read YAML as its authors mean it: `on` is a word, and a key given twice is a mistake."""
+"""Read YAML as its authors mean it: `on` is a word, a key given twice is a mistake, and so is what only looks like a
+date."""
 
 from __future__ import annotations
 
@@ -17,6 +18,21 @@ BOOL = "tag:yaml.org,2002:bool"
 class _Loader(yaml.SafeLoader):
     """The safe loader, with YAML 1.2's booleans: in 1.1, which PyYAML reads, the key `on` is the boolean true."""
 
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if alias and not isinstance(node, yaml.ScalarNode):  # within each other, 300 bytes of them become gigabytes
+            problem = "expected lists and mappings written out, got an alias of one"
+            raise yaml.composer.ComposerError(None, None, problem, node.start_mark if node is not None else None)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError):  # 2024-02-30, 0x_, !!bool maybe: PyYAML lets these out
+            kind, value = node.tag.rpartition(":")[2], str(node.value)[:80]
+            raise yaml.constructor.ConstructorError(None, None, f"{value!r} is no {kind}", node.start_mark) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys: list[Any] = []
         for key_node, _ in node.value:
@@ -32,6 +48,31 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(BOOL, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a text in YAML, of which JSON is a part, says.
+
+    Raises
+    ------
+    ValueError
+        It is none.
+
+    Examples
+    --------
+    >>> parse_yaml('{"state_norm": "page_hinkley"}')
+    {'state_norm': 'page_hinkley'}
+    >>> parse_yaml("2024-02-30")
+    Traceback (most recent call last):
+    ...
+    ValueError: '2024-02-30' is no timestamp
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError("brackets or lists are nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(_problem(error)) from None
 
 
 def read_yaml(path: Path) -> Any:
@@ -66,5 +107,8 @@ def read_yaml(path: Path) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise ConfigurationError(f"{path}:{line} expected YAML, got a mistake: {problem}") from None
+        raise ConfigurationError(f"{path}:{line} expected YAML, got a mistake: {_problem(error)}") from None
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return getattr(error, "problem", None) or " ".join(str(error).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,9 @@ from stream.options import options_of
 
 if TYPE_CHECKING:
     from stream.consumer import Consumer
+
+FILES = 65_536
+"""Descriptors that a run allows itself, where it may."""
 
 
 @options_of(RunSettings)
@@ -57,6 +61,7 @@ def run(
 
     if settings.threads is not None:
         set_threads(settings.threads)
+    _allow_files()
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         server = _listen(settings, stack)
@@ -73,17 +78,27 @@ def run(
         print_summary(consumer, totals)
 
 
+def _allow_files() -> None:
+    """Have as many descriptors as this process may: connections must not leave too few for files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _listen(settings: RunSettings, stack: ExitStack) -> Callable[[Consumer], None] | None:
     """Take the port at once, so that one in use is known before the model is loaded; serve when there is a consumer."""
     if not settings.metrics_port:
         return None
     from stream.http import create_app
     from stream.http_actions import read_token
+    from stream.http_names import names_of
     from stream.http_server import HttpServer
     from stream.service import Late
 
     late = Late()
-    app = create_app(late, read_token(settings.api_token_file))
+    names = names_of(settings.metrics_host, settings.metrics_name)
+    app = create_app(late, read_token(settings.api_token_file), names=names)
     server = HttpServer(
         app,
         settings.metrics_host,

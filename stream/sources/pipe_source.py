@@ -6,19 +6,21 @@ import os
 import select
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 from zlib import crc32
 
 import structlog
-from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, ValidationError
+from pydantic import Base64Bytes, BaseModel, ConfigDict, JsonValue, NonNegativeInt, ValidationError
 
 from memory.errors import ConfigurationError
 from stream.sources.file_identity import HEAD_BYTES
 from stream.sources.gap import Gap, begins_alike, span, steps_of
 from stream.sources.line_cutter import Cut, LineCutter
 from stream.sources.position import Position
+from stream.sources.read_ahead import ReadAhead
 from stream.sources.source import CHUNK_BYTES, Chunk, EndOfInput, Mark, Source
 
 log = structlog.get_logger(__name__)
@@ -37,6 +39,8 @@ class PipeIdentity(BaseModel):
         The last line consumed had no newline.
     head_length, head_crc, head_steps
         As `FileIdentity` has them.
+    ahead
+        What was read behind the position and not taken in, of input that will not come again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +52,7 @@ class PipeIdentity(BaseModel):
     head_length: NonNegativeInt = 0
     head_crc: NonNegativeInt = 0
     head_steps: tuple[NonNegativeInt, ...] = ()
+    ahead: Base64Bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,8 @@ class PipeSource(Source):
     partition
         The partition's name.
     continues
-        The input goes on behind the stored position: nothing is passed over, and the offset goes on counting.
+        The input goes on behind what was read: nothing is passed over, and the offset goes on counting. A run that is
+        told to stop keeps what it read and could not take in, or was half a line, in its last position (`left`).
     accept_gap
         Whether to take input that is not the same again: what begins like it is passed over as far as it goes, anything
         else is read from its beginning.
@@ -126,6 +132,8 @@ class PipeSource(Source):
         self._head = b""  # the first bytes since `base`
         self._crc = 0  # of all bytes since `base` that were read
         self._unread = b""  # read already, and to be read again
+        self._ahead: ReadAhead | None = None
+        self._taken = Position(offset=0, lines=0, identity=PipeIdentity(base=0, crc=0).model_dump(mode="json"))
         self._ended = False
         self._alarm: tuple[int, int] | None = None  # a pipe of our own, written to by `close`
         self._alarm_lock = threading.Lock()
@@ -143,11 +151,10 @@ class PipeSource(Source):
             raise ConfigurationError(f"stdin: expected an open descriptor {self.fd}, got: {error.strerror}") from None
         self._alarm = os.pipe()
         position = positions.get(self.partition)
-        if position is None:
-            return
         if self.continues:
-            self._base = position.offset
-            self._cutter = LineCutter(position.offset, position.lines)
+            self._go_on_behind(position or self._taken)
+            return
+        if position is None:
             return
         try:
             identity = PipeIdentity.model_validate(position.identity)
@@ -160,6 +167,42 @@ class PipeSource(Source):
         self._base = identity.base
         self._cutter = LineCutter(position.offset, position.lines, owed=identity.unterminated)
         self._pass_over(position, identity)
+
+    def _go_on_behind(self, position: Position) -> None:
+        """Begin with what an earlier run left, then what comes."""
+        try:
+            identity = PipeIdentity.model_validate(position.identity)
+        except ValidationError:  # it was a regular file before
+            identity = PipeIdentity(base=position.offset, crc=0)
+        self._unread = identity.ahead
+        self._taken = position.model_copy(update={"identity": identity.model_dump(mode="json", exclude={"ahead"})})
+        self._base = position.offset
+        self._cutter = LineCutter(position.offset, position.lines)
+        self._ahead = ReadAhead(position.offset)
+
+    def passed(self, positions: Mapping[str, Position]) -> None:
+        """Let go of what was taken in."""
+        if self._ahead is not None and self.partition in positions:
+            self._taken = positions[self.partition]
+            self._ahead.pass_to(self._taken.offset)
+
+    def left(self) -> Mapping[str, Position]:
+        """Return the position with what was read behind it."""
+        if self._ahead is None:
+            return {}
+        read = self._ahead.behind(self._taken.offset)
+        if read is None:
+            log.error(
+                "read_ahead_lost",
+                partition=self.partition,
+                offset=self._taken.offset,
+                hint="a line of more than was held was under way; what was read of it cannot be read again",
+            )
+            read = b""
+        if not read + self._unread:
+            return {}
+        identity = self._taken.identity | {"ahead": b64encode(read + self._unread).decode("ascii")}
+        return {self.partition: self._taken.model_copy(update={"identity": identity})}
 
     def _pass_over(self, position: Position, identity: PipeIdentity) -> None:
         """Read what was consumed before, and see that it is the same."""
@@ -290,6 +333,8 @@ class PipeSource(Source):
 
     def _noted(self, block: bytes) -> bytes:
         self._crc = crc32(block, self._crc)
+        if self._ahead is not None:
+            self._ahead.add(block)
         if len(self._head) < HEAD_BYTES:
             self._head += block[: HEAD_BYTES - len(self._head)]
         return block

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt
 
 
@@ -22,6 +24,9 @@ class Position(BaseModel):
     >>> position = Position(offset=120, lines=3, identity={"crc": 7})
     >>> Position.from_json(position.to_json()) == position
     True
+    >>> position = Position(offset=1, lines=1, identity={"name": "m\\udcff.jsonl"})
+    >>> Position.from_json(position.to_json()) == position
+    True
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,7 +37,8 @@ class Position(BaseModel):
 
     def to_json(self) -> str:
         """Return it as JSON text."""
-        return self.model_dump_json()
+        # By Python's own: a file's name may be no UTF-8, and its bytes are half surrogate pairs then.
+        return json.dumps(self.model_dump(mode="json"), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Position:
@@ -43,4 +49,4 @@ class Position(BaseModel):
         ValueError
             The text is no position.
         """
-        return cls.model_validate_json(text)
+        return cls.model_validate(json.loads(text))

@@ -165,6 +165,16 @@ class Source(ABC):
         """
         return {}
 
+    def passed(self, positions: Mapping[str, Position]) -> None:  # noqa: B027 (optional)
+        """Note that these partitions were taken in up to there. From any thread."""
+
+    def left(self) -> Mapping[str, Position]:
+        """Return positions that hold what was read and not taken in, of an input that cannot give it again.
+
+        Stored by the last checkpoint of a run that was told to stop; asked for when nothing is read any more.
+        """
+        return {}
+
     def read(self, timeout: float) -> Chunk | None:
         """Return the next chunk, or None when none came within `timeout` seconds (0: what is there now).
 

@@ -77,6 +77,15 @@ class StdinSource(Source):
         assert self._inner is not None, "read before open"
         return self._inner.read(timeout)
 
+    def passed(self, positions: Mapping[str, Position]) -> None:
+        """Pass it on."""
+        if self._inner is not None:
+            self._inner.passed(positions)
+
+    def left(self) -> Mapping[str, Position]:
+        """What a pipe that cannot give it again has left."""
+        return self._inner.left() if self._inner is not None else {}
+
     def _wake(self) -> None:
         if self._inner is not None:
             self._inner.close()

@@ -240,7 +240,10 @@ def test_a_store_that_was_emptied_is_not_begun_anew(good: Path, tmp_path: Path) 
     for claim in (False, True):
         with pytest.raises(DamagedError, match="it is empty, where checkpoint 4 was"):
             read(folder, claim=claim)
-    (folder / "state.db").unlink()  # somebody means it
+    (folder / "state.db").unlink()
+    with pytest.raises(DamagedError, match="it is gone, where checkpoint 4 was"):
+        read(folder, claim=True)
+    (folder / "state.db.lock").unlink()  # somebody means it
     assert read(folder, claim=True)[0] == {}
 
 
