@@ -8,6 +8,7 @@ killed. What is made smaller for it, so that little input goes through much, is 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import mmap
 import os
 import select
@@ -162,6 +163,10 @@ PLACES: tuple[tuple[str, str, int], ...] = (
 NAMES = ["", *(name for name, _, _ in PLACES)]
 
 
+STACKS = signal.SIGUSR2
+"""Has a process that hangs write into its log where each of its threads is."""
+
+
 class Process:
     """A child; its life ends with `wait`."""
 
@@ -183,11 +188,13 @@ class Process:
         """Return the exit code, or minus the signal that ended it."""
         if self._code is None:
             if not self.ends_within(seconds):
+                self.send(STACKS)
+                self.ends_within(2)
                 self.send(signal.SIGKILL)
                 os.waitpid(self.pid, 0)
                 os.close(self._fd)
                 self._code = -signal.SIGKILL
-                raise TimeoutError(f"process {self.pid} did not end within {seconds:g} s")
+                raise TimeoutError(f"process {self.pid} did not end within {seconds:g} s; its log has its stacks")
             self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
             os.close(self._fd)
         return self._code
@@ -255,6 +262,7 @@ class Zygote:
             os.close(feed)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
+            faulthandler.register(STACKS, all_threads=True)
             if stopped:
                 os.kill(os.getpid(), signal.SIGSTOP)
             sys.argv = ["ebbtide", *arguments]
