@@ -149,11 +149,16 @@ class RunSettings(BaseModel):
         10.0, ge=0, allow_inf_nan=False, description="Deadline for a clean stop after SIGTERM or SIGINT, in seconds"
     )
     crash_limit: int = Field(
-        0,
+        3,
         ge=0,
         le=1000,
-        description="Starts that may die at one place before lines are taken one at a time, and then over one line "
-        "before it is refused, such as 3; kills from outside count too; 0: any number",
+        description="Starts that may crash at one place before lines are taken one at a time, and then over one line "
+        "before it is refused; 0: any number",
+    )
+    count_kills: bool = Field(
+        False,
+        description="Take a process that was killed, as for want of memory, for one that crashed; kills from outside "
+        "count then too",
     )
     pool_bytes: int = Field(
         1 << 30, ge=1, description="Most bytes of states kept resident, filed ones too; the rest is spilled"

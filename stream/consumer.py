@@ -27,7 +27,8 @@ from stream.batch import Batcher, MicroBatch
 from stream.careful_reader import CarefulReader
 from stream.config import RunSettings
 from stream.crash_guard import CrashGuard
-from stream.crash_note import starts_path
+from stream.crash_note import starts_path, trace_path
+from stream.crash_trace import CrashTrace
 from stream.dead_letters import letter_of_gap
 from stream.engine import Engine
 from stream.event import EventParser, Reason
@@ -113,7 +114,7 @@ class Consumer:
             strict=settings.strict, max_line_bytes=settings.max_line_bytes, vocabulary=self.engine.backbone.vocabulary
         )
         self.reader: Reader | CarefulReader = Reader(self.source, parser, self.engine.backbone)
-        self.guard = CrashGuard(settings.crash_limit, settings.batch_events)
+        self.guard = CrashGuard(settings.crash_limit, settings.batch_events, kills=settings.count_kills)
         engines = [(self.label, self.engine), *((shadow.name, shadow.engine) for shadow in self.shadows)]
         self.accounts = Accounts(self.metrics, engines, sinks=self.outputs.sink is not None)
         self.ready = False
@@ -168,10 +169,7 @@ class Consumer:
         self.commit()  # killed before its first checkpoint, a run would find its own files and refuse them
         resumed = {name: position.offset for name, position in checkpoint.positions.items()}
         log.info("resumed" if resumed else "started", source=self.settings.source, offsets=resumed)
-        if self.store is not None and not self.settings.stdin_continues:  # there, what comes next is another line
-            path = starts_path(self.store.path, self.outputs.dead_letter_path)
-            self.guard.begin(path, self.store.identity, begun)
-            self._open.callback(self.guard.excuse)
+        self._begin_guard(begun)
         if self.guard.careful and isinstance(self.reader, Reader):
             self.reader = CarefulReader(self.reader, self.source, self.guard)
         self.reader.start()
@@ -219,6 +217,22 @@ class Consumer:
                 "stdin: expected input that can be read again, got --stdin-continues: what came since is gone; "
                 "--accept-gap goes on without it"
             )
+
+    def _begin_guard(self, begun: Mapping[str, int]) -> None:
+        """From here on, a line that kills the process is known by it."""
+        if self.store is None or not self.settings.crash_limit or self.settings.stdin_continues:
+            return  # of a pipe that goes on, what comes next is another line
+        path = starts_path(self.store.path, self.outputs.dead_letter_path)
+        if path is None:
+            return
+        trace = CrashTrace(trace_path(path))
+        left = trace.left()
+        if left:
+            log.error("died", trace=left, hint="so the last run with this store ended: where each thread was then")
+        self.guard.begin(path, self.store.identity, begun, traced=bool(left))
+        self._open.callback(self.guard.excuse)
+        self._open.callback(trace.end)
+        trace.begin()
 
     def _tell_of_recovery(self, recovered: Recovered) -> None:
         self.metrics.add("ebbtide_recoveries_total")

@@ -11,8 +11,10 @@ killed it. A small file beside the state store, `state.db.starts`, breaks that c
    have been under way, it goes on at full speed.
 3. A line at which `--crash-limit` careful runs died is refused (`Reason.CRASHED`).
 
-Kills from outside cannot be told from a crash, so it is done for who asks for it only. What keeps them from costing a
-line, all but those that come again and again within a moment of each start:
+A death counts where it left a trace: an error that nobody foresaw, or a signal that the process brought upon itself
+(`stream/crash_trace.py`). Kills from outside leave none, and the kernel's for want of memory neither: with
+`--count-kills` they count too. What keeps them from costing a line then, all but those that come again and again within
+a moment of each start:
 
 - A run that ends in order is not counted: at the end of its input, with an error that has a message, or when it was
   told to stop, even if it is killed because it took too long: the stop is noted at once.
@@ -70,6 +72,8 @@ class CrashGuard:
         `--crash-limit`; 0: nothing is noted, and no run is careful.
     batch_events
         Most events in a micro-batch.
+    kills
+        `--count-kills`: whether deaths without a trace count.
 
     Examples
     --------
@@ -99,12 +103,12 @@ class CrashGuard:
     3 True
     """
 
-    def __init__(self, limit: int, batch_events: int):
+    def __init__(self, limit: int, batch_events: int, *, kills: bool = True):
         self.path: Path | None = None
         """The file, once begun."""
         self.offsets: dict[str, int] = {}
         """Partition → bytes consumed and committed; kept up while careful."""
-        self._limit, self._batch_events = limit, batch_events
+        self._limit, self._batch_events, self._kills = limit, batch_events, kills
         self._lock = RLock()
         self._note = Note(store="", at=0)
         self._there = self._excused = self._died = self._warned = False
@@ -126,7 +130,7 @@ class CrashGuard:
         """Whether so many lines were refused in a row that it cannot be the lines."""
         return self._note.in_a_row >= IN_A_ROW
 
-    def begin(self, path: Path | None, store: str, positions: Mapping[str, int]) -> None:
+    def begin(self, path: Path | None, store: str, positions: Mapping[str, int], *, traced: bool = False) -> None:
         """Note that a run goes on from here.
 
         Parameters
@@ -137,21 +141,23 @@ class CrashGuard:
             The identity of its store.
         positions
             Partition → bytes consumed, as of its checkpoint.
+        traced
+            Whether the run before left a trace of a crash.
         """
         if path is None or not self._limit:
             return
         with self._lock:
             self.path = path
             self.offsets = dict(positions)
-            last = self._fitting(path, store, place_of(positions))
+            last = self._fitting(path, store, place_of(positions), traced=traced)
             starts = last.starts
             if not (last.bytes_left or last.lines_left) and starts >= self._limit:
                 last = last.model_copy(update={"bytes_left": UNDER_WAY, "lines_left": self._batch_events})
             self._note = last
             if not self._excused:  # told to stop already: it takes no line
-                self._write(starts=0 if self.careful else starts + 1)
+                self._write(starts=0 if self.careful else starts + 1, died=False)
 
-    def _fitting(self, path: Path, store: str, at: int) -> Note:
+    def _fitting(self, path: Path, store: str, at: int, *, traced: bool) -> Note:
         """Return the note of the run before, brought up to the checkpoint; an empty one if it is of another."""
         try:
             note = Note.read(path.read_bytes())
@@ -159,6 +165,8 @@ class CrashGuard:
             note = None
         if note is None or note.store != store:
             return Note(store=store, at=at)
+        if not (self._kills or note.died or traced):  # as if it had been told to stop
+            note = note.model_copy(update={"starts": max(0, note.starts - 1), "looked_at": False})
         line, deaths = note.line, {(partition, offset): count for partition, offset, count in note.deaths}
         if line is not None and at == moved(note.at, line):  # it was committed, so it did not kill
             deaths.pop((line.partition, line.start), None)
@@ -264,7 +272,10 @@ class CrashGuard:
         except (EbbtideError, OSError, KeyboardInterrupt):
             raise
         except BaseException:
-            self._died = True  # what is noted stays as it is
+            with self._lock:
+                self._died = True  # what is noted stays as it is
+                if self._there:
+                    self._write(died=True)
             raise
 
     def _put_back(self) -> None:

@@ -38,6 +38,8 @@ class Note(BaseModel):
         Partition, offset, and how many runs died while this line was at hand.
     in_a_row
         Lines refused since an event passed.
+    died
+        The run ended with an error that nobody foresaw.
 
     Examples
     --------
@@ -59,6 +61,7 @@ class Note(BaseModel):
     looked_at: bool = False
     deaths: tuple[tuple[str, NonNegativeInt, NonNegativeInt], ...] = ()
     in_a_row: NonNegativeInt = 0
+    died: bool = False
 
     def text(self) -> bytes:
         """Return it as it is written."""
@@ -110,6 +113,15 @@ def starts_path(store: Path | None, dead_letters: Path | None) -> Path | None:
     """
     beside = store or dead_letters
     return None if beside is None else beside.with_name(beside.name + ".starts")
+
+
+def trace_path(starts: Path) -> Path:
+    """Return where the trace of a crash is left: beside the note of starts.
+
+    >>> trace_path(Path("run/state.db.starts")).name
+    'state.db.fatal'
+    """
+    return starts.with_suffix(".fatal")
 
 
 def moved(at: int, line: Line) -> int:

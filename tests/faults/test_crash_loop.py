@@ -93,6 +93,7 @@ class Run:
     kind: str = "file"
     options: list[str] = field(default_factory=list)
     state: str = ""
+    kills: bool = True
     logs: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -111,6 +112,7 @@ class Run:
             *("run", "--source", self.source, "--backbone", "hashing", "--policy", "decay_on_shift"),
             *("--state", self.state, "--sink", f"jsonl:{self.folder / 'out.jsonl'}"),
             *("--metrics-port", "0", "--batch-events", str(BATCH), "--checkpoint-every", "0", "--log-format", "json"),
+            *(["--count-kills"] if self.kills else []),
             *self.options,
         ]
 
@@ -192,7 +194,7 @@ class Scenario:
 
 
 SCENARIOS = {
-    # By default three die at full speed and three with care; the seventh goes through.
+    # Three die at full speed and three with care; the seventh goes through.
     "the first line, in the tokenizer, by abort": Scenario(0, "tokenizer", "abort", 7, limit=3),
     # The first makes progress before it dies, so it is not counted.
     "in mid-file, in the engine, killed, from gzip": Scenario(50, "engine", "killed", 4, kind="gzip"),
@@ -228,13 +230,36 @@ def test_a_line_that_kills_is_refused_and_nothing_else_is_touched(
 
 
 def test_without_a_limit_it_dies_each_time(lines: list[bytes], warm: Warm, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", warm)
+    run = Run(tmp_path / "run", warm, options=["--crash-limit", "0"])
     run.give(with_deadly(lines, 0))
     for _ in range(4):
         assert run.start(poison("tokenizer", "abort")) == -signal.SIGABRT
     assert run.crashed() == []
     assert not run.said("careful")
     assert not run.note.exists()
+
+
+def test_by_default_a_death_counts_where_it_left_a_trace(
+    lines: list[bytes], expected: dict[str, Any], warm: Warm, tmp_path: Path
+) -> None:
+    """Kills in between, at full speed and over each line that is taken with care, change nothing."""
+    run = Run(tmp_path / "run", warm, kills=False)
+    run.give(with_deadly(lines, 0))
+    traces = 0
+    for death in ("abort", "memory", "unforeseen", "abort", "unforeseen", "memory"):  # three at full speed, three not
+        for without in ("killed", "exit", "killed", "killed"):
+            assert run.start(poison("engine", without)) in (-signal.SIGKILL, 9)
+        run.start(poison("engine", death))
+        traces += death == "abort"
+    assert run.crashed() == []
+    assert run.start(poison("engine", "abort")) == 0
+    assert run.crashed() == [DEADLY[0]]
+    assert run.outcome() == expected
+    died = run.said("died")
+    assert len(died) == traces
+    assert all(each["trace"].startswith("Fatal Python error: Aborted") for each in died)
+    assert not any("POISON" in log for log in run.logs)
+    assert not [path for path in run.folder.iterdir() if path.name.startswith(("state.db.starts", "state.db.fatal"))]
 
 
 def test_it_goes_back_to_full_speed_and_takes_care_again_at_the_next_one(
@@ -411,7 +436,7 @@ def settings_in(folder: Path, **more: Any) -> RunSettings:
             "metrics_port": 0,
             "batch_events": BATCH,
             "shadow": ("decay",),
-            "crash_limit": 3,
+            "count_kills": True,
             **more,
         }
     )
