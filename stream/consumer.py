@@ -160,7 +160,7 @@ class Consumer:
         self.outputs.open(checkpoint)
         if self.source.gaps:
             self.commit()  # as below: there is something to write before the first checkpoint
-        self._positions.update(self.source.beginnings)
+        self._note_beginnings()
         self._tell_of_gaps()
         if self.store is not None and self.store.path is not None:
             self.copier = StoreCopier(self.store.path, self.settings.copy_every, clock=self._clock)
@@ -290,11 +290,12 @@ class Consumer:
             if batch is not None:
                 self._take(batch)
                 self.guard.let_go(event=bool(batch.events))
+            self._note_beginnings()  # in the turn of a partition's first lines at the latest: before they are stored
             now = self._tick()
             if self._act(now):
                 committed = self._clock()
             full = self.store is not None and any(engine.pool.wants_commit for engine in self._engines())
-            if self._uncommitted and (full or self.guard.careful or now - committed >= self.settings.checkpoint_every):
+            if self._positions and (full or self.guard.careful or now - committed >= self.settings.checkpoint_every):
                 self.commit()
                 committed = self._clock()
             if self.copier is not None:
@@ -306,21 +307,24 @@ class Consumer:
                 self.totals.drained = False
                 break
         self.ready = False
-        if self._leave_rest() or self._uncommitted:
+        self._leave_rest()
+        if self._positions:
             self.commit()
         self.totals.seconds = self._clock() - begun
         log.info("stopped" if self._stop.told else "finished", events=self.totals.events, drained=self.totals.drained)
         return self.totals
 
-    def _leave_rest(self) -> bool:
-        """After a stop, keep what was read and can be neither taken in now nor read again; say whether there is any."""
-        if not self._stop.told or self.store is None:
-            return False
-        self.reader.stop()
-        self.reader.join()
-        left = self.source.left()
-        self._positions.update(left)
-        return bool(left)
+    def _note_beginnings(self) -> None:
+        """Have the next checkpoint hold which partitions have begun, those too of which nothing was taken in."""
+        for partition, position in self.source.beginnings().items():
+            self._positions.setdefault(partition, position)
+
+    def _leave_rest(self) -> None:
+        """After a stop, have the last checkpoint hold what was read and can be neither taken in now nor read again."""
+        if self._stop.told and self.store is not None:
+            self.reader.stop()
+            self.reader.join()
+            self._positions.update(self.source.left())
 
     def _take(self, batch: MicroBatch) -> None:
         start = time.perf_counter()

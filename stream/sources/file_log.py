@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from enum import Enum
 from functools import partial
@@ -163,6 +163,10 @@ class FileLog:
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
+    def wait_at(self, position: Position) -> None:
+        """Give the lines behind `position`, once it is this log's turn: the file is opened then, wherever it is."""
+        self._place = Place.of(position, self.partition)
+
     def open(self, position: Position | None) -> None:
         """Be ready to give the lines behind `position`.
 
@@ -262,15 +266,25 @@ class FileLog:
         """Find the file of a place, wherever it is now, and go on in it."""
         self._attach(place, *self._find(place, self._candidates(place.identity)))
 
-    def _candidates(self, identity: FileIdentity) -> list[Path]:
-        """Return the paths at which a file that was read before may be now, the likeliest first."""
-        paths = [self.path]
-        if self._opener is open_readonly:
-            paths += [self.path.with_name(self.path.name + ending) for ending in COMPRESSED]
+    def _candidates(self, identity: FileIdentity) -> Iterator[Path]:
+        """Yield the paths at which a file that was read before may be now, the likeliest first.
+
+        One of which nothing was read is known by its place on the disk alone. Where it has become shorter, it was
+        emptied after a copy was made; parts that were older than it when it was found are none of it.
+        """
+        begun = identity.head_length > 0
         if self._follow is not None:
-            by_inode = find_inode(self.path.parent, identity.device, identity.inode)
-            paths = [*([by_inode] if by_inode else []), *(part.path for part in self._parts.unread()), *paths]
-        return list(dict.fromkeys(paths))
+            live = look(self.path)
+            same = live is not None and (live.device, live.inode) == (identity.device, identity.inode)
+            if live is not None and same and (begun or live.size >= identity.size):
+                yield self.path  # mostly; looking through the folder takes long in a large one
+            by_inode = None if same else find_inode(self.path.parent, identity.device, identity.inode)
+            if by_inode is not None:
+                yield by_inode
+            yield from (part.path for part in self._parts.unread() if begun or part.mtime_ns >= identity.mtime_ns)
+        yield self.path
+        if self._opener is open_readonly:
+            yield from (self.path.with_name(self.path.name + ending) for ending in COMPRESSED)
 
     def _find(self, place: Place, paths: Iterable[Path]) -> tuple[str, Reopened]:
         """Return the first of the files that holds what was read before.
@@ -600,18 +614,20 @@ class FileLog:
 
     def has(self, found: Found) -> bool:
         """Say whether a file is the one at hand, or one that was read before it, under whatever name."""
+        place = self._on_disk()
+        if place is None:
+            return False
         if self._stream is not None:
             name, length, crc = self._name, len(self._head), crc32(self._head)
-        elif self._place is not None:
+        else:
+            assert self._place is not None
             identity = self._place.identity
             name, length, crc = identity.name, identity.head_length, identity.head_crc
-        else:
-            return False
-        if (found.device, found.inode) == self._on_disk():
+        if (found.device, found.inode) == place:
             # The place on the disk is the file's as long as it is open; later it may pass to another.
             return self._stream is not None or has_head(found.path, length, crc)
         repacked = found.path.name != name and without_packing(found.path.name) == without_packing(name)
-        if repacked and has_head(found.path, length, crc, if_unfinished=True):
+        if repacked and length and has_head(found.path, length, crc, if_unfinished=True):
             return True
         return any(file.is_at(found, if_unfinished=True) for file in self._parts.earlier)
 
@@ -640,7 +656,7 @@ class FileLog:
                 rest = 0
         elif place is not None:
             device, inode = place.identity.device, place.identity.inode
-            rest = live_size - place.identity.size
+            rest = live_size - (place.identity.size if place.identity.head_length else 0)
         else:
             return live_size
         if live is not None and self._follow is not None and (live.device, live.inode) != (device, inode):

@@ -65,13 +65,13 @@ class FileMark(Mark):
         return self.identify(chunk, count).model_dump(mode="json")
 
 
-def beginning_of(path: Path) -> Position | None:
-    """Return the position before the first line of a file; None if it is not there."""
+def beginning_of(path: Path, offset: int = 0, lines: int = 0) -> Position | None:
+    """Return the position before the first line of a file, where its partition has come to; None if it is not there."""
     found = look(path)
     if found is None:
         return None
     identity = FileIdentity(
-        base=0,
+        base=offset,
         name=path.name,
         device=found.device,
         inode=found.inode,
@@ -80,8 +80,9 @@ def beginning_of(path: Path) -> Position | None:
         head_crc=0,
         tail_length=0,
         tail_crc=0,
+        mtime_ns=found.mtime_ns,
     )
-    return Position(offset=0, lines=0, identity=identity.model_dump(mode="json"))
+    return Position(offset=offset, lines=lines, identity=identity.model_dump(mode="json"))
 
 
 @dataclass(frozen=True, slots=True)

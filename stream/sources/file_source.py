@@ -6,6 +6,7 @@ import os
 import stat
 import time
 from bisect import insort
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -96,12 +97,11 @@ class FileSource(Source):
         self._backlog = 0
         self._backlog_until = 0.0
         self._final_backlog: int | None = None  # when it was closed
-        self._beginnings: dict[str, Position] = {}
+        self._begun: deque[tuple[str, Position]] = deque()  # what nobody has been told of, by `beginnings`
 
-    @property
     def beginnings(self) -> Mapping[str, Position]:
-        """Those of a followed log that begins anew, and of partitions that go on behind a gap."""
-        return self._beginnings
+        """Those of followed files that are new, and of partitions that go on behind a gap."""
+        return dict(self._begun.popleft() for _ in range(len(self._begun)))
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ class FileSource(Source):
 
     def _note_gaps(self) -> None:
         self.gaps = [each.gap for each in self._logs if each.gap is not None]
-        self._beginnings |= {gap.partition: gap.position for gap in self.gaps}
+        self._begun.extend((gap.partition, gap.position) for gap in self.gaps)
 
     def _status(self, positions: Mapping[str, Position]) -> os.stat_result | None:
         """Return the path's status; None if it is not there but a followed log's older parts may be."""
@@ -180,7 +180,7 @@ class FileSource(Source):
         if position is None and self.follow is not None:
             position = beginning_of(self.path)
             if position is not None:
-                self._beginnings = {only.partition: position}
+                self._begun.append((only.partition, position))
         only.open(position)
 
     def _open_folder(self, positions: Mapping[str, Position]) -> None:
@@ -224,16 +224,25 @@ class FileSource(Source):
         if not new:
             return False
         behind = {part.path for each in self._logs for part in each.ahead()}
-        before = len(self._logs)
+        known = list(self._logs)
         for path in new:
             found = look(path)
             if found is None or path in behind:
                 continue  # a log that catches up reads the parts in between itself; look again when it has
-            if any(each.has(found) for each in self._logs):
+            if any(each.has(found) for each in known):
                 self._claimed[path.name] = found
             else:
-                self._add(self._new_log(path))
-        return len(self._logs) > before
+                self._add(self._begin(path))
+        return len(self._logs) > len(known)
+
+    def _begin(self, path: Path) -> FileLog:
+        """Return the log of a new file, which is known from now on, whatever its name is when its turn comes."""
+        each = self._new_log(path)
+        position = beginning_of(path, *each.here) if self.follow is not None else None
+        if position is not None:
+            each.wait_at(position)
+            self._begun.append((each.partition, position))
+        return each
 
     def _is_settled(self, path: Path) -> bool:
         """Say whether it is known already what a file is."""

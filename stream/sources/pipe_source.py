@@ -132,6 +132,7 @@ class PipeSource(Source):
         self._head = b""  # the first bytes since `base`
         self._crc = 0  # of all bytes since `base` that were read
         self._unread = b""  # read already, and to be read again
+        self._begun: dict[str, Position] = {}
         self._ahead: ReadAhead | None = None
         self._taken = Position(offset=0, lines=0, identity=PipeIdentity(base=0, crc=0).model_dump(mode="json"))
         self._ended = False
@@ -267,11 +268,12 @@ class PipeSource(Source):
                 position=position.model_copy(update={"identity": identity.model_dump(mode="json")}),
             )
         ]
+        self._begun = {gap.partition: gap.position for gap in self.gaps}
 
-    @property
     def beginnings(self) -> Mapping[str, Position]:
-        """That of input behind a gap."""
-        return {gap.partition: gap.position for gap in self.gaps}
+        """That of input behind a gap, once."""
+        begun, self._begun = self._begun, {}
+        return begun
 
     def _read(self, timeout: float) -> Chunk | None:
         deadline = time.monotonic() + timeout

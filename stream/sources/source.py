@@ -155,12 +155,11 @@ class Source(ABC):
                 self._close()
                 raise
 
-    @property
     def beginnings(self) -> Mapping[str, Position]:
-        """Positions before the first line, of partitions that begin anew: because their content is another than it was,
-        or since their file may be renamed meanwhile.
+        """Return positions before the first line, of partitions that began since this was asked last: because their
+        content is another than it was, or since their file may be renamed meanwhile. From any thread.
 
-        Stored by the first checkpoint: a file that is renamed before a line of it is committed is found again, and a
+        Stored by the next checkpoint: a file that is renamed before a line of it is committed is found again, and a
         gap is accepted once.
         """
         return {}

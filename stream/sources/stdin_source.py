@@ -51,10 +51,9 @@ class StdinSource(Source):
         self._inner.open(positions)
         self.gaps = self._inner.gaps
 
-    @property
     def beginnings(self) -> Mapping[str, Position]:
         """Those of what standard input turned out to be."""
-        return self._inner.beginnings if self._inner is not None else {}
+        return self._inner.beginnings() if self._inner is not None else {}
 
     def _choose(self, positions: Mapping[str, Position]) -> Source:
         try:

@@ -663,5 +663,5 @@ def test_nothing_is_asked_of_a_source_that_begins(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(b"one\n")
     source = open_source(f"file:{tmp_path / 'in.jsonl'}", accept_gap=True)
     source.open({})
-    assert (source.gaps, dict(source.beginnings), lines_of(source)) == ([], {}, [(0, b"one")])
+    assert (source.gaps, dict(source.beginnings()), lines_of(source)) == ([], {}, [(0, b"one")])
     source.close()
