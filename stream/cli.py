@@ -7,6 +7,7 @@ line on standard error and exit code 2; failures in one line and exit code 1.
 from __future__ import annotations
 
 import inspect as inspection
+import io
 import sys
 from typing import Any
 
@@ -62,13 +63,22 @@ def main() -> None:
     from stream.stop_signals import process_ends
 
     process_ends()
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):  # a stream's name may be nothing that this terminal can show
+            output.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except UsageError as error:
         tell(f"ebbtide: {error.format_message().rstrip('.')}; see ebbtide --help\n", sys.stderr)
         sys.exit(2)
-    except typer.Abort:
+    except typer.Abort as end:
+        if isinstance(end.__cause__, EOFError):
+            tell("ebbtide: the input ended where more was expected\n", sys.stderr)
+            sys.exit(1)
         sys.exit(130)
+    except MemoryError:
+        tell("ebbtide: there is not enough memory; what was committed is safe\n", sys.stderr)
+        sys.exit(1)
     except ConfigurationError as error:
         tell(f"ebbtide: {error}\n", sys.stderr)
         sys.exit(2)

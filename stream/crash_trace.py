@@ -62,7 +62,8 @@ class CrashTrace:
         if self._others:
             with suppress(Exception):  # whoever had it enabled may have closed its file
                 faulthandler.enable()
+        with suppress(OSError):  # unless another run, which has overtaken this one, has made its own
+            if os.path.samestat(os.fstat(self._fd), os.stat(self.path)):
+                self.path.unlink()
         os.close(self._fd)
         self._fd = -1
-        with suppress(OSError):
-            self.path.unlink(missing_ok=True)

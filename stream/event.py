@@ -25,6 +25,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from memory.errors import ConfigurationError
+
 LINE_CAP = 16 * 1024 * 1024
 """Bytes of one line that are ever held in memory. Sources cut longer lines there."""
 
@@ -127,6 +129,29 @@ class Event:
     ts: str | int | float | None = None
     role: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+
+
+def check_name(name: str) -> None:
+    """Refuse what can be no stream's name.
+
+    Examples
+    --------
+    >>> check_name("ann/2024")
+    >>> check_name("\\udcff")
+    Traceback (most recent call last):
+    ...
+    memory.errors.ConfigurationError: expected names of 1 to 512 characters of text without NUL, got '\\udcff'
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        is_text = False
+    else:
+        is_text = True
+    if not (is_text and 0 < len(name) <= STREAM_NAME_LIMIT and "\0" not in name):
+        raise ConfigurationError(
+            f"expected names of 1 to {STREAM_NAME_LIMIT} characters of text without NUL, got {name[:40]!r}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -103,4 +104,9 @@ def dead_letter_path(settings: RunSettings) -> Path | None:
 
 
 def _is_read_in(folder: Path, path: Path) -> bool:
-    return folder.is_dir() and path.parent == folder and path.name.endswith(ENDINGS) and not path.name.startswith(".")
+    """Say whether a source of a folder reads a file: one that lies in it, or is linked to there."""
+    if not folder.is_dir():
+        return False
+    names = [entry.name for entry in os.scandir(folder) if entry.is_symlink()] + [path.name] * (path.parent == folder)
+    read = (folder / name for name in names if name.endswith(ENDINGS) and not name.startswith("."))
+    return any(each.resolve() == path for each in read)

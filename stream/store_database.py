@@ -40,8 +40,7 @@ def connect(url: str, patience: Callable[[], float] = store_patience.usual) -> E
             raise ConfigurationError(
                 f"--state {shown(url)}: expected postgresql+psycopg://, the driver that is tested, got {name}://"
             )
-        if name == "postgresql+psycopg":
-            url.encode()  # what is no text can be a file's name, but no server's, user's or password
+        url.encode()  # what is no text can be a file's name, but nothing that SQLite or a server is asked for
         if name.split("+")[0] == "sqlite" and made.database not in (None, "", ":memory:"):
             # What lies beside a store (lease, copies, notes) is the same by whichever link it is named.
             made = made.set(database=os.path.realpath(str(made.database)))

@@ -33,9 +33,11 @@ def act(
         ebbtide act --state sqlite:///run/state.db ann restore 3      (the topic that the policy filed under 3)
     """
     from memory.errors import ConfigurationError, EbbtideError
+    from stream.event import check_name
     from stream.operators import Ask
     from stream.store import StateStore
 
+    check_name(stream)
     ask = Ask.parse(action, value, reason)
     store = StateStore(state, create=False)
     try:

@@ -21,6 +21,7 @@ def inspect(
 ) -> None:
     """Show what is stored: streams, offsets, norms; or one stream in detail. It only reads: a run may go on."""
     from memory.errors import ConfigurationError
+    from stream.event import check_name
     from stream.store import StateStore
 
     store = StateStore(state, create=False)
@@ -50,6 +51,7 @@ def inspect(
             else:
                 _print_all(lanes, checkpoint, store, limit)
             return
+        check_name(stream)
         found = store.fetch([stream])
         if stream not in found:
             raise ConfigurationError(

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from memory.errors import ConfigurationError
-from stream.event import STREAM_NAME_LIMIT
+from stream.event import check_name
 from stream.forget.line_output import LineOutput
 from stream.forget.output import Output
 from stream.forget.tape_output import TapeOutput
@@ -61,19 +61,8 @@ def read_names(given: Collection[str], file: Path | None) -> list[str]:
     if not names:
         raise ConfigurationError("expected the streams to forget, as in `ebbtide forget ann --state URL`, got none")
     for name in names:
-        if not 0 < len(name) <= STREAM_NAME_LIMIT or "\0" in name or not _is_text(name):
-            raise ConfigurationError(
-                f"expected names of 1 to {STREAM_NAME_LIMIT} characters of text without NUL, got {name[:40]!r}"
-            )
+        check_name(name)
     return list(dict.fromkeys(names))
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair: no stream has such a name
-        return False
-    return True
 
 
 def outputs_of(

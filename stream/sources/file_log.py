@@ -25,7 +25,7 @@ from stream.sources.gap import Gap, span
 from stream.sources.instead import enter
 from stream.sources.line_cutter import Cut, LineCutter
 from stream.sources.log_parts import LogParts
-from stream.sources.open_file import Opener, has_head, open_readonly, open_stream, read_head
+from stream.sources.open_file import Opener, has_head, is_longer, open_readonly, open_stream, read_head
 from stream.sources.position import Position
 from stream.sources.siblings import Found, find_inode, look, without_packing
 from stream.sources.source import CHUNK_BYTES, Chunk
@@ -628,8 +628,19 @@ class FileLog:
             return self._stream is not None or has_head(found.path, length, crc)
         repacked = found.path.name != name and without_packing(found.path.name) == without_packing(name)
         if repacked and length and has_head(found.path, length, crc, if_unfinished=True):
-            return True
+            size = self._plain_size()  # what is packed beside it, and holds more, is not it
+            if size is None or not is_longer(found.path, size):
+                return True
         return any(file.is_at(found, if_unfinished=True) for file in self._parts.earlier)
+
+    def _plain_size(self) -> int | None:
+        """Return the size of the file at hand, if it is there and not compressed."""
+        if self._stream is not None:
+            return os.fstat(self._stream.fd).st_size if isinstance(self._stream, PlainBytes) else None
+        live, identity = look(self.path), self._place.identity if self._place is not None else None
+        if live is None or identity is None or identity.packed:
+            return None
+        return live.size if (live.device, live.inode) == (identity.device, identity.inode) else None
 
     def ahead(self) -> list[Found]:
         """Return the older parts of the log that this partition has still to come to."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from zlib import crc32
 
 from stream.sources.byte_stream import ByteStream, CorruptFile, open_bytes
+from stream.sources.source import CHUNK_BYTES
 
 Opener = Callable[[Path], int]
 
@@ -34,6 +35,17 @@ def read_head(stream: ByteStream, length: int) -> bytes:
     while len(head) < length and (block := stream.read(length - len(head))):
         head += block
     return head[:length]
+
+
+def is_longer(path: Path, length: int) -> bool:
+    """Say whether a file has more than `length` bytes, decompressed. One that cannot be read that far has not."""
+    try:
+        with closing(open_stream(path, fixed=True)) as stream:
+            while stream.offset <= length and stream.read(CHUNK_BYTES):
+                pass
+            return stream.offset > length
+    except (CorruptFile, OSError):
+        return False
 
 
 def has_head(path: Path, length: int, crc: int, *, if_unfinished: bool = False) -> bool:

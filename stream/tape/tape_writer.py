@@ -36,6 +36,12 @@ class TapeWriter(Sink):
     """
 
     def __init__(self, folder: Path, head: TapeHead, *, part_bytes: int = PART_BYTES):
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError:
+            raise ConfigurationError(
+                f"--tape {str(folder)!r}: expected a name that is text, got one that is not UTF-8"
+            ) from None
         self.folder, self.head, self.part_bytes = folder, head, part_bytes
         self._schema = schema_of(head)
         self._encoder = Encoder(self._schema)

@@ -178,6 +178,36 @@ def test_a_store_that_is_gone_is_not_begun_anew(run: Run) -> None:
     assert run.events() == 100
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.dead.jsonl"])
+def test_a_link_in_the_folder_that_is_read_to_an_output_is_refused(name: str, run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "z.jsonl").symlink_to(run.out.with_name(name))
+    run.talk = folder
+    done = run.warm.run(run.command("--follow"))
+    assert done.returncode == 2
+    assert "expected an output that the source" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("inspect", "\udcff"), ("act", "\udcff", "reset"), ("forget", "\udcff", "--yes")])
+def test_a_name_that_is_no_text_is_refused_in_one_line(command: tuple[str, ...], run: Run) -> None:
+    run.warm.run(run.command(), check=True)
+    more = ("--sink", f"jsonl:{run.out}") if command[0] == "forget" else ()
+    done = run.warm.run([*command, "--state", f"sqlite:///{run.state}", *more])
+    assert done.returncode == 2
+    assert done.stderr.startswith("ebbtide: expected names of 1 to 512 characters of text")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_name_that_the_terminal_cannot_show_is_shown_as_it_can(run: Run) -> None:
+    run.talk.write_bytes(json.dumps({"stream": "b\u00fc\u2603", "text": "snow"}).encode() + b"\n")
+    run.warm.run(run.command(), check=True)
+    ascii_only = "import sys\nsys.stdout.reconfigure(encoding='ascii', errors='strict')"
+    done = run.warm.run(["inspect", "--state", f"sqlite:///{run.state}"], before=ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert "b\\xfc\\u2603" in done.stdout
+
+
 def test_a_command_that_is_refused_leaves_the_shadows(run: Run) -> None:
     run.warm.run(run.command("--shadow", "none"), check=True)
     refused = run.warm.run(run.command(sink=run.out.with_name("slip.jsonl")))

@@ -6,11 +6,12 @@ import gzip
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from stream.sources import CHUNK_BYTES, FileSource, FollowSettings, Position
+from stream.sources import CHUNK_BYTES, EndOfInput, FileSource, FollowSettings, Position
 
 FOLLOW = FollowSettings(interval=0.01, rotate_wait=0.05, settle_wait=0.05)
 LINE = b"x" * 999 + b"\n"
@@ -129,6 +130,30 @@ def test_a_file_and_one_that_looks_like_its_packed_form_are_two(tmp_path: Path) 
     read(source, lines)
     source.close()
     assert lines == {"c.jsonl": [b"plain"], "c.jsonl.gz": [b"packed"]}
+
+
+@pytest.mark.parametrize("follow", [None, FOLLOW], ids=["once", "followed"])
+def test_one_that_begins_like_the_plain_file_and_has_more_is_another(
+    follow: FollowSettings | None, tmp_path: Path
+) -> None:
+    (tmp_path / "c.jsonl").write_bytes(b"log opened\n")
+    lines: Lines = {}
+    source = FileSource(tmp_path, follow=follow)
+    source.open({})
+    at = dict(source.beginnings())
+    while follow is None or not lines:
+        try:
+            at = {**at, **read(source, lines, chunks=1)}
+        except EndOfInput:
+            break
+    source.close()
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b"log opened\nanother day\n"))
+    source = FileSource(tmp_path, follow=follow)
+    source.open(at)
+    with suppress(EndOfInput):
+        read(source, lines)
+    source.close()
+    assert lines == {"c.jsonl": [b"log opened"], "c.jsonl.gz": [b"log opened", b"another day"]}
 
 
 def test_what_is_not_begun_counts_as_not_read(tmp_path: Path) -> None:
