@@ -44,6 +44,7 @@ from stream.store_lease import FileLease, Note, SessionLease
 from stream.store_migration import bring_up
 from stream.store_records import Acted, Checkpoint, OutputMark, Request
 from stream.store_rows import FETCH, CheckedRows
+from stream.store_sum import MODULUS, SUM, SUMMED, total_of
 from stream.store_tables import SCHEMA, TABLES, TABLES_1
 
 __all__ = [
@@ -274,12 +275,14 @@ class StateStore:
             if self._rows.version < SCHEMA:
                 epoch = bring_up(connection, self._rows)
                 self._rows.write(connection, TABLES.owner, [self._owner_row(epoch, 0, self._made_as(connection))])
+                total = total_of(connection)
             else:
-                self._check_all(connection)
+                total = self._check_all(connection)
             named = [{"name": name, "value": value} for name, value in settings.items()]
             self._rows.write(connection, TABLES.run, named)
             (owner,) = self._rows.read(connection, TABLES.owner)
             epoch, number = owner["epoch"] + 1, owner["checkpoint"] + 1
+            self._rows.write_sum(connection, number, total)
             self._rows.write(connection, TABLES.owner, [self._owner_row(epoch, number, owner["tables"])])
             self._renew(connection)
         self._epoch, self._number, self._done, self._tried = epoch, number, 0, 0
@@ -318,7 +321,8 @@ class StateStore:
             (owner,) = self._rows.read(connection, TABLES.owner)
             number = owner["checkpoint"] + 1
             self._rows.write(connection, TABLES.owner, [self._owner_row(self._epoch, number, owner["tables"])])
-            work(connection, self._rows)
+            with self._rows.summing(connection, number - 1, number):
+                work(connection, self._rows)
         self._number = number
         self._noted()
 
@@ -327,12 +331,22 @@ class StateStore:
         """The database itself, for what no transaction can do."""
         return self._database
 
-    def _check_all(self, connection: Connection) -> None:
-        """Check each row of an SQLite store, once for each run: no lane is found damaged in the midst of it."""
-        if self._file is not None:
+    def _check_all(self, connection: Connection) -> int:
+        """Check that all rows are of one checkpoint; return the sum of their checksums.
+
+        Of an SQLite store each row is checked too, once for each run: no lane is found damaged in the midst of it.
+        """
+        total = 0
+        if self._file is None:
+            total = total_of(connection)
+        else:
             for table in self._now_tables():
-                for _ in self._rows.read(connection, table, many=True):
-                    pass
+                for row in self._rows.read(connection, table, many=True):
+                    total += row["crc"] if table in SUMMED else 0
+        total %= MODULUS
+        (owner,) = self._rows.read(connection, TABLES.owner)
+        self._rows.check_sum(connection, owner["checkpoint"], total)
+        return total
 
     def check(self) -> int:
         """Read every row; return the number of the checkpoint.
@@ -456,7 +470,8 @@ class StateStore:
         """The settings that the stored states depend on."""
         with self._transaction() as connection:
             rows = self._rows.read(connection, self._now_tables().run)
-            return {row["name"]: row["value"] for row in sorted(rows, key=lambda row: str(row["name"]))}
+            known = sorted((row["name"], row["value"]) for row in rows)
+            return {name: value for name, value in known if name != SUM}
 
     def load(self) -> Checkpoint:
         """Return the last checkpoint; an empty one if there is none."""
@@ -562,21 +577,24 @@ class StateStore:
             self._tried = len(acted)
             self._rows.write(connection, TABLES.owner, [self._owner_row(self._epoch, number + 1, owner["tables"])])
             self._renew(connection)
-            if self._shadows is not None:
-                gone = TABLES.shadow_lanes.c.shadow.not_in(self._shadows)
-                connection.execute(TABLES.shadow_lanes.delete().where(gone))
-            written = self._write_lanes(connection, TABLES.lanes, lanes, {})
-            for shadow, changed in (shadows or {}).items():
-                written += self._write_lanes(connection, TABLES.shadow_lanes, changed, {"shadow": shadow})
-            self._write_acted(connection, acted[self._done :])
-            places = [{"partition": name, "position": place.to_json()} for name, place in positions.items()]
-            self._rows.write(connection, TABLES.partitions, places)
-            # An output that this run leaves out has a gap from here on: its old mark is no place to go on from.
-            connection.execute(TABLES.marks.delete().where(TABLES.marks.c.output.not_in(list(marks))))
-            marked = [{"output": name, "mark": mark, "identity": identity} for name, (mark, identity) in marks.items()]
-            self._rows.write(connection, TABLES.marks, marked)
-            values = json.dumps(counters, separators=(",", ":"))
-            self._rows.write(connection, TABLES.counters, [{"id": 1, "values": values}])
+            with self._rows.summing(connection, number, number + 1):
+                if self._shadows is not None:
+                    gone = TABLES.shadow_lanes.c.shadow.not_in(self._shadows)
+                    self._rows.delete(connection, TABLES.shadow_lanes, gone)
+                written = self._write_lanes(connection, TABLES.lanes, lanes, {})
+                for shadow, changed in (shadows or {}).items():
+                    written += self._write_lanes(connection, TABLES.shadow_lanes, changed, {"shadow": shadow})
+                self._write_acted(connection, acted[self._done :])
+                places = [{"partition": name, "position": place.to_json()} for name, place in positions.items()]
+                self._rows.write(connection, TABLES.partitions, places)
+                # An output that this run leaves out has a gap from here on: its old mark is no place to go on from.
+                self._rows.delete(connection, TABLES.marks, TABLES.marks.c.output.not_in(list(marks)))
+                marked = [
+                    {"output": name, "mark": mark, "identity": identity} for name, (mark, identity) in marks.items()
+                ]
+                self._rows.write(connection, TABLES.marks, marked)
+                values = json.dumps(counters, separators=(",", ":"))
+                self._rows.write(connection, TABLES.counters, [{"id": 1, "values": values}])
         self._number, self._done, self._tried = number + 1, 0, 0
         self._shadows = None
         self._noted()

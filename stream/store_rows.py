@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
@@ -11,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from stream.store_database import insert_of
 from stream.store_errors import REPAIR, DamagedError
+from stream.store_sum import MODULUS, SUM, SUMMED, replaced, sum_of, total_of
 from stream.store_tables import SCHEMA, TABLES, lane_crc_1, row_crc
 
 FETCH = 500
@@ -52,6 +54,7 @@ was damaged; ...
 
     def __init__(self, shown: str):
         self.shown, self.version = shown, SCHEMA
+        self._total: int | None = None
         self._identity, self._seed = "", 0
 
     @property
@@ -110,6 +113,9 @@ was damaged; ...
         """Write rows in place of those that have the same key."""
         if not rows:
             return
+        made = [{**row, "crc": row_crc(table, row, self._seed)} for row in rows]
+        if self._total is not None and table in SUMMED:
+            self._total += sum(row["crc"] for row in made) - replaced(connection, table, rows)
         insert = insert_of(connection.dialect.name)(table)
         others = {
             column.name: insert.excluded[column.name]
@@ -118,5 +124,55 @@ was damaged; ...
         }
         connection.execute(
             insert.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=others),
-            [{**row, "crc": row_crc(table, row, self._seed)} for row in rows],
+            made,
         )
+
+    def delete(self, connection: Connection, table: sql.Table, where: sql.ColumnElement[bool]) -> None:
+        """Take rows away."""
+        if self._total is not None:
+            self._total -= sum_of(connection, table, where)
+        connection.execute(table.delete().where(where))
+
+    def check_sum(self, connection: Connection, number: int, total: int) -> None:
+        """Check that the rows are those of a checkpoint. A store that was never claimed by this release has no sum.
+
+        Raises
+        ------
+        DamagedError
+            They are not.
+        """
+        known = self._known_sum(connection)
+        if known is not None and known != (number, total):
+            raise self.damaged(
+                "its rows are not those of one checkpoint: some are missing, or its log was lost while it was carried "
+                "back"
+            )
+
+    def write_sum(self, connection: Connection, number: int, total: int) -> None:
+        """Note the sum of a checkpoint."""
+        self.write(connection, TABLES.run, [{"name": SUM, "value": f"{number} {total}"}])
+
+    @contextmanager
+    def summing(self, connection: Connection, before: int, after: int) -> Iterator[None]:
+        """Keep the sum up with what is written and deleted within, which makes one checkpoint of another.
+
+        Raises
+        ------
+        DamagedError
+            The sum that is there is not that of the checkpoint before.
+        """
+        known = self._known_sum(connection)
+        if known is not None and known[0] != before:
+            raise self.damaged(f"its sum is of checkpoint {known[0]}, where {before} was the last")
+        self._total = total_of(connection) if known is None else known[1]
+        try:
+            yield
+            self.write_sum(connection, after, self._total % MODULUS)
+        finally:
+            self._total = None
+
+    def _known_sum(self, connection: Connection) -> tuple[int, int] | None:
+        for row in self.read(connection, TABLES.run, sql.select(TABLES.run).where(TABLES.run.c.name == SUM)):
+            number, total = row["value"].split()
+            return int(number), int(total)
+        return None

@@ -92,7 +92,7 @@ def remove(
     for name, column in HOLDERS.items():
         table: sql.Table = getattr(TABLES, name)
         for some in _parts(streams):
-            connection.execute(table.delete().where(column.in_(some)))
+            rows.delete(connection, table, column.in_(some))
     made = [{"output": name, "mark": mark.mark, "identity": mark.identity} for name, mark in marks.items()]
     rows.write(connection, TABLES.marks, made)
     rows.write(connection, TABLES.run, [{"name": FORGETTING, "value": json.dumps(pending, separators=(",", ":"))}])

@@ -71,7 +71,11 @@ def test_it_holds_what_sqlite_holds(server: Server, store: StateStore, database:
     assert looking.ask("ann", "{}") == 3  # no number is given twice
     looking.close()
     store.claim(SETTINGS)
+    store.commit([], {}, {}, {})
     assert store.shadows() == []  # this run has none
+    server.ask("DELETE FROM lanes WHERE ctid = (SELECT ctid FROM lanes LIMIT 1)", database=database)
+    with pytest.raises(DamagedError, match="its rows are not those of one checkpoint"):
+        store.claim(SETTINGS)
     sqlite.close()
 
 

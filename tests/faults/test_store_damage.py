@@ -267,3 +267,52 @@ def columns(folder: Path, table: str) -> list[str]:
     names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})") if row[1] != "renewed"]
     connection.close()
     return names
+
+
+def test_a_mixture_of_two_checkpoints_is_refused(killed: Path, tmp_path: Path) -> None:
+    """Killed while the log was carried back, page by page, and the log is lost: each row is one that was written."""
+    before = (killed / "state.db").read_bytes()
+    done = tmp_path / "done"
+    shutil.copytree(killed, done)
+    with sqlite3.connect(done / "state.db") as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    after = (done / "state.db").read_bytes()
+    pages = [at for at in range(0, len(after), 4096) if before[at : at + 4096] != after[at : at + 4096]]
+    assert len(pages) > 20
+    ends = [settled(before, tmp_path / "old"), settled(after, tmp_path / "new")]
+    assert ends[0] != ends[1]
+    step = 1 if LONG else max(1, len(pages) // 25)
+    refused = whole_ones = 0
+    for count in range(0, len(pages) + 1, step):
+        mixed = bytearray(before.ljust(len(after), b"\0"))
+        for at in pages[:count]:
+            mixed[at : at + 4096] = after[at : at + 4096]
+        try:
+            found = settled(mixed, tmp_path / "mixed")
+        except EbbtideError:
+            refused += 1
+        else:
+            assert found in ends, f"{count} of {len(pages)} pages: taken for a whole one"
+            whole_ones += 1
+    assert refused > 10
+    print(f"\n{refused} mixtures of two checkpoints refused, {whole_ones} were whole")
+
+
+def settled(content: bytes | bytearray, folder: Path) -> tuple[Any, ...]:
+    """Return what a run finds in a store of which nothing but the file is left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "state.db").write_bytes(content)
+    return read(folder, claim=True)
+
+
+def test_a_row_that_is_missing_is_noticed_when_the_store_is_taken_over(good: Path, tmp_path: Path) -> None:
+    for table in ("lanes", "shadow_lanes", "partitions", "marks", "counters", "acted"):
+        folder = tmp_path / table
+        shutil.copytree(good, folder)
+        with sqlite3.connect(folder / "state.db") as changed:
+            changed.execute(f"DELETE FROM {table} WHERE rowid = (SELECT min(rowid) FROM {table})")
+        changed.close()
+        with pytest.raises(DamagedError, match="its rows are not those of one checkpoint"):
+            read(folder, claim=True)
