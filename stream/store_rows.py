@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from stream.store_database import insert_of
 from stream.store_errors import REPAIR, DamagedError
-from stream.store_sum import MODULUS, SUM, SUMMED, replaced, sum_of, total_of
+from stream.store_sum import MODULUS, SUM, SUMMED, KnownCrcs, replaced, sum_of, total_of
 from stream.store_tables import SCHEMA, TABLES, lane_crc_1, row_crc
 
 FETCH = 500
@@ -55,6 +55,7 @@ was damaged; ...
     def __init__(self, shown: str):
         self.shown, self.version = shown, SCHEMA
         self._total: int | None = None
+        self._crcs = KnownCrcs()
         self._identity, self._seed = "", 0
 
     @property
@@ -104,6 +105,8 @@ was damaged; ...
                     first = next(iter(table.primary_key.columns)).name if table is not TABLES.shadow_lanes else "lane"
                     kind = "lane" if "state" in table.c else f"row of `{table.name}`"
                     self.check(table, row, f"the stored {kind} {row[first]!r}")
+                    if not many:
+                        self._crcs.note(table, [row])
                 if table.name != "run" or row["name"] != "schema":
                     yield row
         finally:
@@ -115,7 +118,9 @@ was damaged; ...
             return
         made = [{**row, "crc": row_crc(table, row, self._seed)} for row in rows]
         if self._total is not None and table in SUMMED:
-            self._total += sum(row["crc"] for row in made) - replaced(connection, table, rows)
+            known, unknown = self._crcs.take(table, rows)
+            self._total += sum(row["crc"] for row in made) - known - replaced(connection, table, unknown)
+            self._crcs.note(table, made)
         insert = insert_of(connection.dialect.name)(table)
         others = {
             column.name: insert.excluded[column.name]
@@ -131,6 +136,8 @@ was damaged; ...
         """Take rows away."""
         if self._total is not None:
             self._total -= sum_of(connection, table, where)
+            if "state" in table.c:
+                self._crcs.as_of(-1)
         connection.execute(table.delete().where(where))
 
     def check_sum(self, connection: Connection, number: int, total: int) -> None:
@@ -165,9 +172,11 @@ was damaged; ...
         if known is not None and known[0] != before:
             raise self.damaged(f"its sum is of checkpoint {known[0]}, where {before} was the last")
         self._total = total_of(connection) if known is None else known[1]
+        self._crcs.as_of(before)
         try:
             yield
             self.write_sum(connection, after, self._total % MODULUS)
+            self._crcs.moved(after)
         finally:
             self._total = None
 
