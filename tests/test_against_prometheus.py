@@ -24,6 +24,7 @@ from dashboards.preview import draw
 from dashboards.preview import prometheus as prometheus_at
 from dashboards.recordings import RECORDED, SHIFTS_DAY
 from tests.prometheus_server import TOKEN, Prometheus, consumer, for_prometheus, prometheus, tool, wait_for
+from tests.warm import Warm
 
 pytestmark = pytest.mark.slow
 
@@ -65,14 +66,14 @@ def reasons(query: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def server(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus that has scraped a busy consumer for a while, an operator's action included."""
     folder = tmp_path_factory.mktemp("real")
     rules = copy.deepcopy(RULES)
     for group in rules["groups"]:
         group.pop("interval", None)  # at each evaluation: nobody waits five minutes for a week's mean
     with (
-        consumer(folder, "--policy=reset_on_shift", "--shadow=none", "--shadow=decay_on_shift") as port,
+        consumer(warm, folder, "--policy=reset_on_shift", "--shadow=none", "--shadow=decay_on_shift") as port,
         prometheus(folder, port, rules) as found,
     ):
         wait_for(lambda: found.ask("ebbtide_events_total > 200"))

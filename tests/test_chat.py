@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tests.test_deltamem import random_adapter
 from tests.test_deltamem_controls import _one_thread, copying, model, trained
@@ -25,6 +24,8 @@ __all__ = ["_one_thread", "model", "trained"]  # fixtures
 
 def byte_tokenizer() -> Any:
     """One token a byte."""
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: number for number, symbol in enumerate(["<pad>", "<eos>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -37,6 +38,8 @@ def byte_tokenizer() -> Any:
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny random model that has a tokenizer, and a random adapter."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     folder = tmp_path_factory.mktemp("talker")
     sizes: dict[str, Any] = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -193,7 +196,6 @@ def test_the_controls_find_a_trained_memory_and_are_not_fooled_by_a_random_one(
     shown = knowing.run(told(random_adapter(model, tmp_path / "random", rank=8)))
     assert "120 passages of 120 streams" in shown.stdout, shown.stderr
     assert "The state's content was not shown to help." in " ".join(shown.stdout.split())
-    command = [sys.executable, "-m", "stream.cli", *told(trained), "--context-tokens", "900"]
-    few = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    few = knowing.run([*told(trained), "--context-tokens", "900"], timeout=240)
     assert few.returncode == 2
     assert "902 tokens of two streams are needed, the longest have [6, 6]" in few.stderr

@@ -17,22 +17,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    GemmaConfig,
-    GemmaForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    SmolLM3Config,
-    SmolLM3ForCausalLM,
-)
 
 from memory.deltamem import AdapterConfig, Attachment, attach, hooks, new_adapter, save_adapter
 from memory.deltamem.adapter_io import CONFIG_FILE, PUBLISHED_FILE, SAFETENSORS_FILE, read_tensors, write_adapter
@@ -53,20 +37,25 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "max_position_embeddings": 128,
 }
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "qwen3": lambda **more: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=12, **more)),
-    "smollm3": lambda **more: SmolLM3ForCausalLM(SmolLM3Config(**SIZES, no_rope_layers=[1, 0, 1], **more)),
-    "llama": lambda **more: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, **more)),
-    "mistral": lambda **more: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=6, **more)),
-    "gemma": lambda **more: GemmaForCausalLM(GemmaConfig(**SIZES, head_dim=12, **more)),
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3": ("Qwen3", {"head_dim": 12}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),
+    "llama": ("Llama", {"attention_bias": True}),
+    "mistral": ("Mistral", {"sliding_window": 6}),
+    "gemma": ("Gemma", {"head_dim": 12}),
 }
+"""Kind → what its classes begin with, and what it is given besides the sizes."""
 
 
 def build(kind: str = "qwen3", *, seed: int = 0, **more: Any) -> Any:
     """A tiny random model, evaluated in float32; weights large enough that attention is not flat."""
+    import transformers  # only where models are built: each process that collects the tests would spend seconds on it
+
+    name, own = MODELS[kind]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = MODELS[kind](**more)
+        config = getattr(transformers, f"{name}Config")(**SIZES, **own, **more)
+        model = getattr(transformers, f"{name}ForCausalLM")(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 2:
@@ -984,6 +973,8 @@ def test_what_a_file_leaves_out_is_taken_as_the_published_reader_takes_it(model:
 
 
 def test_models_it_cannot_attach_to_say_what_was_looked_for(model: Any, adapter: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM
+
     sizes = {key: value for key, value in SIZES.items() if key != "max_position_embeddings"}
     with pytest.raises(
         ConfigurationError, match=r"looked for modules named self_attn .* q_proj, k_proj, v_proj, o_proj.*has no q_proj"

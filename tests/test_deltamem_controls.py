@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from memory.deltamem import attach, new_adapter, save_adapter
 from memory.deltamem.bootstrap import paired_interval
@@ -33,6 +32,8 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = Qwen3Config(

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from memory.deltamem import attach
 from memory.deltamem.adapter_io import PUBLISHED_FILE, read_tensors
@@ -39,6 +38,8 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 
 def _load(folder: Path, attention: str) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder / "base", attn_implementation=attention)
     return model.eval()
 

@@ -24,9 +24,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from stream.cli import app
 from stream.config import DETECTORS, RunSettings
 from stream.consumer import Consumer
 from stream.dead_letters import read_dead_letters
@@ -142,8 +140,8 @@ class Run:
 
     def outcome(self) -> dict[str, Any]:
         """Everything that must be the same: states and all beside them, positions, counters, files."""
-        shown = CliRunner().invoke(app, ["inspect", "--state", f"sqlite:///{self.store}", "--json"])
-        assert shown.exit_code == 0, shown.output
+        # A process: in this one two histories, each in a thread, would take each other's standard output away.
+        shown = self.warm.run(["inspect", "--state", f"sqlite:///{self.store}", "--json"], check=True)
         letters = [(letter.raw, letter.reason, letter.length) for letter in read_dead_letters(self.dead)]
         return {
             **json.loads(shown.stdout),

@@ -7,15 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "tuning.ipynb"
 
 
 @pytest.fixture(scope="module")
 def notebook() -> Any:
+    import nbformat  # only here: each process that collects the tests would spend seconds on it
+
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
@@ -28,6 +28,8 @@ def test_it_is_committed_without_output(notebook: Any) -> None:
 
 @pytest.mark.slow
 def test_it_runs_and_what_it_deploys_is_what_it_recommends(notebook: Any) -> None:
+    from nbclient import NotebookClient
+
     client = NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": NOTEBOOK.parent}}
     )

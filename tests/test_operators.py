@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -324,8 +322,7 @@ class TestHttp:
         answer = run.post("s000001", {"kind": "decay", "factor": 0.5, "reason": "told a lie"})
         assert answer.json() == {"stream": "s000001", "seq": EVENTS, "outcome": "decayed to 0.5 of what it was"}
         act = ["act", "--state", f"sqlite:///{folder / 'state.db'}", "s000002"]
-        command = [sys.executable, "-m", "stream.cli", *act, "reset"]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        told = warm.run([*act, "reset"], check=True).stdout
         assert told == f"s000002: reset: the state is zeros, nothing is filed, before its event {EVENTS}\n"
         refused = warm.run([*act, "restore", "7"])
         assert (refused.returncode, refused.stdout) == (1, "")

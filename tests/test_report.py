@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -489,10 +487,9 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture(scope="module")
-def written(recorded: Recorded) -> Path:
+def written(warm: Warm, recorded: Recorded) -> Path:
     slide = recorded.tape.parent / "slide.png"
-    command = [sys.executable, "-m", "stream.cli", "report", recorded.tape, "--truth", recorded.truth, "--png", slide]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = warm.run(["report", recorded.tape, "--truth", recorded.truth, "--png", slide], check=True)
     page = recorded.tape.with_name("tape.html")
     assert done.stdout == f"report: {page}\nslide: {slide}\n"
     assert page.stat().st_mode & 0o777 == 0o600

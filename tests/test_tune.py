@@ -621,8 +621,7 @@ def test_interrupted_it_finishes_the_batch_and_writes_the_results(warm: Warm, pl
 
 
 def test_what_it_leaves_is_what_a_run_takes(warm: Warm, place: Path, tmp_path: Path) -> None:
-    program = [sys.executable, "-m", "stream.cli"]
-    done = subprocess.run([*program, *command(place, tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = warm.run(command(place, tmp_path))
     assert done.returncode == 0, done.stderr
     assert f"{place / 'tape'}: tuning on 3 streams, reporting on 3 others" in done.stderr
     assert "24 of 24 trials" in done.stderr

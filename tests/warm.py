@@ -6,6 +6,7 @@ memory of a process, this is not for it.
 
     warm.run(["inspect", "--state", url])                as subprocess.run does, with what it said
     warm.start(["run", ...], log)                        as subprocess.Popen does
+    warm.run([...], module="tests.faults.syscalls")      another command than `ebbtide`
     warm.learn("transformers.models.qwen3")              imports more, for all commands from then on
 """
 
@@ -16,6 +17,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -33,6 +35,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 USUAL = (
+    "stream.cli",
+    "stream.logs",
     "stream.http",
     "stream.http_server",
     "stream.service",
@@ -138,6 +142,7 @@ class Warm:
         *,
         stdin: int | None = None,
         before: str = "",
+        module: str = "",
         **more: str,
     ) -> Command:
         """Start a command.
@@ -145,18 +150,21 @@ class Warm:
         Parameters
         ----------
         argv
-            What comes behind `ebbtide`.
+            What comes behind `ebbtide`, or behind the module.
         output, errors
             Files for what it says; both go into the first if there is one only.
         stdin
             Descriptor of what it reads; nothing if there is none.
         before
             Python that is run first, in the new process.
+        module
+            What is run in place of `ebbtide`, as by ``python -m``.
         more
             Environment variables.
         """
         ours, theirs = socket.socketpair()
-        request = json.dumps({"argv": [str(each) for each in argv], "before": before, "environment": more}).encode()
+        told = {"argv": [str(each) for each in argv], "before": before, "module": module, "environment": more}
+        request = json.dumps(told).encode()
         files = [theirs.fileno(), output.fileno(), (errors or output).fileno(), *([] if stdin is None else [stdin])]
         self._ask(request, files)
         theirs.close()
@@ -175,13 +183,14 @@ class Warm:
         timeout: float = 120,
         check: bool = False,
         before: str = "",
+        module: str = "",
         **more: str,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; return its exit code and what it said. `said` is what it reads."""
         with tempfile.TemporaryFile() as heard, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             heard.write(said.encode())
             heard.seek(0)
-            command = self.start(argv, output, errors, stdin=heard.fileno(), before=before, **more)
+            command = self.start(argv, output, errors, stdin=heard.fileno(), before=before, module=module, **more)
             try:
                 code = command.wait(timeout)
             finally:
@@ -224,7 +233,7 @@ def warm() -> Iterator[Warm]:
 
 
 def _prepare() -> None:
-    """Import what commands need, and load compiled code, by a small run."""
+    """Import what commands need, and load compiled code, by two small runs."""
     import structlog
     import torch
 
@@ -236,17 +245,20 @@ def _prepare() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_stream(GenerateSettings(scenario="recurring", streams=2, events=40, seed=1), folder / "talk.jsonl")
-        detectors = {"topic_shift_score": "page_hinkley"}
-        more: dict[str, Any] = {"state": f"sqlite:///{folder / 'state.db'}", "sink": f"jsonl:{folder / 'out.jsonl'}"}
-        more |= {"detectors": detectors, "metrics_port": 0, "tape": folder / "tape", "rank": 4, "log_level": "error"}
-        settings = RunSettings(source=f"file:{folder / 'talk.jsonl'}", backbone="hashing", **more)
         structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), cache_logger_on_first_use=False)
-        consumer = Consumer(settings)
-        try:
-            consumer.open()
-            consumer.run()
-        finally:
-            consumer.close()
+        runs: tuple[dict[str, Any], ...] = (
+            {"rank": 4, "tape": folder / "tape", "detectors": {"topic_shift_score": "page_hinkley"}},
+            {"policy": "decay_on_shift"},  # the usual rank
+        )
+        for number, options in enumerate(runs):
+            kept = {"state": f"sqlite:///{folder}/{number}.db", "sink": f"jsonl:{folder}/{number}.jsonl"}
+            told = {"source": f"file:{folder / 'talk.jsonl'}", "backbone": "hashing", "metrics_port": 0}
+            consumer = Consumer(RunSettings(**kept, **told, log_level="error", **options))
+            try:
+                consumer.open()
+                consumer.run()
+            finally:
+                consumer.close()
     structlog.reset_defaults()
     for module in USUAL:
         with suppress(ModuleNotFoundError):
@@ -262,50 +274,59 @@ def _is_alone() -> None:
 
 
 def _serve(asked: socket.socket) -> None:
+    """Fork for each command; tell its number at once, and its exit code at its end."""
+    running: dict[int, tuple[int, int]] = {}  # what becomes readable at its end → its number, where to tell of it
+    ready = select.poll()
+    ready.register(asked, select.POLLIN)
     asked.sendall(b"!")
     while True:
-        head, files, _, _ = socket.recv_fds(asked, 4, 4)
-        if not head:
-            return
-        request = json.loads(asked.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL))
-        if "modules" in request:
-            for module in request["modules"]:
-                importlib.import_module(module)
-            _is_alone()
-            os.write(files[0], b"!")
-        elif not os.fork():
-            asked.close()
-            _watch(request, *files)
-        for file in files:
-            os.close(file)
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:  # those who watched commands that ended
-                pass
+        for found, _ in ready.poll():
+            if found in running:
+                ready.unregister(found)
+                _tell_the_end(found, *running.pop(found))
+                continue
+            head, files, _, _ = socket.recv_fds(asked, 4, 4)
+            if not head:
+                return
+            request = json.loads(asked.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL))
+            told, *of_command = files
+            if "modules" in request:
+                for module in request["modules"]:
+                    importlib.import_module(module)
+                _is_alone()
+                os.write(told, b"!")
+                os.close(told)
+                continue
+            child = os.fork()
+            if not child:
+                _end_with_parent()
+                for file in (asked.detach(), told, *running, *(place for _, place in running.values())):
+                    os.close(file)
+                _command(request, *of_command)
+            for file in of_command:
+                os.close(file)  # else a pipe has two writers, and one of them says nothing
+            _tell(told, child)
+            end = os.pidfd_open(child)
+            running[end] = child, told
+            ready.register(end, select.POLLIN)
 
 
-def _watch(request: Mapping[str, Any], told: int, output: int, errors: int, stdin: int = -1) -> None:
-    """Fork for the command, and tell its number, then its exit code."""
-    _end_with_parent()
-    child = os.fork()
-    if not child:
-        _end_with_parent()
-        os.close(told)
-        _command(request, output, errors, stdin)
-    for file in (output, errors, stdin):
-        if file >= 0:
-            os.close(file)  # else a pipe has two writers, and one of them says nothing
-    os.write(told, f"{child}\n".encode())
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def _tell(told: int, number: int) -> None:
     with suppress(BrokenPipeError):
-        os.write(told, f"{code}\n".encode())
-    os._exit(0)
+        os.write(told, f"{number}\n".encode())
+
+
+def _tell_the_end(end: int, child: int, told: int) -> None:
+    _tell(told, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    os.close(told)
+    os.close(end)
 
 
 def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _command(request: Mapping[str, Any], output: int, errors: int, stdin: int) -> None:
+def _command(request: Mapping[str, Any], output: int, errors: int, stdin: int = -1) -> None:
     import traceback
 
     if stdin < 0:
@@ -318,9 +339,12 @@ def _command(request: Mapping[str, Any], output: int, errors: int, stdin: int) -
     try:
         exec(request["before"], {})
         sys.argv = ["ebbtide", *request["argv"]]
-        from stream.cli import main
+        if request["module"]:
+            runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        else:
+            from stream.cli import main
 
-        main()
+            main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

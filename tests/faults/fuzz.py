@@ -4,6 +4,7 @@
     python -m tests.faults.fuzz all --minutes 5           of each target, as many as fit
     python -m tests.faults.fuzz parser --inputs 1 --first 12345     one again, by the number that a failure names
     python -m tests.faults.fuzz tape --engine atheris     inputs of a coverage-guided engine (pip install atheris)
+    python -m tests.faults.fuzz http --engine schemathesis          requests made from the application's own OpenAPI
 
 Input number n of a seed is always the same one. The inputs are given to child processes, some thousands to each: one
 that crashes, or hangs for a minute, is told with the input's number.
@@ -27,12 +28,14 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from tests.faults import fuzz_files, fuzz_http, fuzz_text
+from tests.faults import fuzz_files, fuzz_http, fuzz_text, fuzz_wire
 from tests.faults.fuzz_input import Target
+from tests.faults.fuzz_schema import described
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "parser": fuzz_text.parser,
     "http": fuzz_http.http,
+    "wire": fuzz_wire.wire,
     "config": fuzz_text.config,
     "adapter": fuzz_files.adapter,
     "tape": fuzz_files.tape,
@@ -167,8 +170,10 @@ def main() -> None:
     options.add_argument("--inputs", type=int, default=1_000_000)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--first", type=int, default=0, help="the number of the first input")
-    options.add_argument("--engine", choices=["dice", "atheris"], default="dice")
+    options.add_argument("--engine", choices=["dice", "atheris", "schemathesis"], default="dice")
     given = options.parse_args()
+    if given.engine == "schemathesis" and given.target != "http":
+        options.error("schemathesis makes requests: expected http")
     if given.engine == "atheris":
         from tests.faults.fuzz_atheris import GUIDED, guided
 
@@ -177,27 +182,39 @@ def main() -> None:
         return
     broken = False
     for name in TARGETS if given.target == "all" else [given.target]:
-        begun = told = time.monotonic()
-
-        def line(found: Counter[str], name: str = name, begun: float = begun) -> str:
-            seconds = time.monotonic() - begun
-            return f"{name}: {found.total():,} inputs in {seconds:.0f} s: {dict(found.most_common())}"
-
-        def tell(found: Counter[str]) -> None:
-            nonlocal told
-            if time.monotonic() - told > 30:
-                told = time.monotonic()
-                print(line(found), flush=True)
-
-        numbers = {"seed": given.seed, "first": given.first, "inputs": given.inputs}
+        told = Told(name)
+        numbers = {"seed": given.seed, "inputs": given.inputs, "seconds": 60 * given.minutes}
         try:
-            found = fuzz(name, **numbers, seconds=60 * given.minutes, block=BLOCK, tell=tell)
+            if given.engine == "schemathesis":
+                found, different = described(**numbers, tell=told)
+                print(f"{different:,} of the requests were different ones")
+            else:
+                found = fuzz(name, **numbers, first=given.first, block=BLOCK, tell=told)
         except AssertionError as error:
             broken = True
-            print(f"BROKEN after {time.monotonic() - begun:.0f} s: {error}", flush=True)
+            print(f"BROKEN after {told.seconds():.0f} s: {error}", flush=True)
         else:
-            print("end of", line(found), flush=True)
+            print("end of", told.line(found), flush=True)
     raise SystemExit(int(broken))
+
+
+class Told:
+    """Prints what came so far, twice a minute."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._begun = name, time.monotonic()
+        self._last = self._begun
+
+    def __call__(self, found: Counter[str]) -> None:
+        if time.monotonic() - self._last > 30:
+            self._last = time.monotonic()
+            print(self.line(found), flush=True)
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def line(self, found: Counter[str]) -> str:
+        return f"{self._name}: {found.total():,} inputs in {self.seconds():.0f} s: {dict(found.most_common())}"
 
 
 if __name__ == "__main__":

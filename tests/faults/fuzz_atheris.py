@@ -5,11 +5,13 @@ Atheris (libFuzzer for Python; `pip install atheris`) is not a dependency: there
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import math
 import os
 import shutil
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +22,12 @@ GUIDED = {
     "parser": ("stream.event",),
     "tape": ("stream.tape.format", "stream.tape.tape_reader", "stream.tape.taped_writer"),
     "adapter": ("memory.deltamem.adapter_io", "memory.deltamem.config"),
+    "config": ("stream.config", "monitors.detectors", "monitors.policies", "yaml"),
+    "http": ("stream.http", "stream.http_actions", "stream.http_events", "stream.operators", "stream.plain_json"),
+    "wire": ("stream.http", "stream.http_events", "stream.http_limits", "h11", "uvicorn.protocols.http.h11_impl"),
     "store": ("stream.store", "stream.store_tables", "stream.store_lease", "stream.store_errors", "memory.state_pool"),
 }
-"""The targets whose input is nothing but bytes → the modules that are watched."""
+"""The targets whose input can be bytes → the modules that are watched."""
 MOST_BYTES = 1 << 16
 
 
@@ -74,7 +79,12 @@ def _run(
     outcomes: Counter[str] = Counter()
 
     def one(data: bytes) -> None:
-        outcomes[check(data)] += 1
+        try:
+            outcomes[check(data)] += 1
+        except Exception:  # the engine would end the interpreter, which waits for threads that wait for work
+            traceback.print_exc()
+            (folder / f"crash-{hashlib.sha256(data).hexdigest()[:16]}").write_bytes(data)
+            os._exit(1)
         if not outcomes.total() % 500 or outcomes.total() >= inputs:
             (folder / "outcomes.json").write_text(json.dumps(outcomes))
 

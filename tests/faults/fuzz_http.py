@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from random import Random
@@ -38,10 +39,8 @@ def http_app() -> Any:
             done.set_result(Acted(None, stream, 1, ask.model_dump_json(), "done", 0.0, b"" if ask.reason else None))
             return done
 
-    usual, stream.http.REQUESTS_PER_SECOND = (
-        stream.http.REQUESTS_PER_SECOND,
-        10**9,
-    )  # waiting is not what is tested here
+    usual = stream.http.REQUESTS_PER_SECOND
+    stream.http.REQUESTS_PER_SECOND = 10**9  # waiting is not what is tested here
     try:
         app = stream.http.create_app(Obliging(), TOKEN)
         app.middleware_stack = app.build_middleware_stack()  # takes the pace; left alone, at the first request
@@ -50,12 +49,47 @@ def http_app() -> Any:
     return app
 
 
-def http(folder: Path) -> Target:
-    """Requests to the application: any method, path, headers and body; never a 5xx, never without an answer."""
-    app = http_app()
-    loops: list[asyncio.AbstractEventLoop] = []  # made by the process that uses it
+class Asked:
+    """The application, in process: it is asked as the server would ask it, and held to its promise."""
 
-    async def ask(scope: dict[str, Any], body: list[bytes]) -> int:
+    def __init__(self) -> None:
+        self.app = http_app()
+        self._loop: asyncio.AbstractEventLoop | None = None  # made by the process that uses it
+
+    def status(self, request: bytes) -> int:
+        """Return what a request is answered with: a line with method and target, headers, an empty line, the body.
+
+        Raises
+        ------
+        AssertionError
+            With a 5xx, or not at all.
+        """
+        head, _, body = request.partition(b"\n\n")
+        line, *lines = head.split(b"\n")
+        method, _, target = line.partition(b" ")
+        path, _, query = target.partition(b"?")
+        scope = {  # as the server makes it of what stands on the wire
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method.decode("utf-8", "replace"),
+            "scheme": "http",
+            "path": unquote(path.decode("ascii", "ignore")),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": [(name.lower(), value) for name, _, value in (each.partition(b": ") for each in lines)],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 2),
+            "state": {},
+        }
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        status = self._loop.run_until_complete(self._ask(scope, [body[:5], body[5:]]))
+        assert 200 <= status < 500 or (status == 503 and scope["path"] == "/api/events"), f"a {status} to {request!r}"
+        return status
+
+    async def _ask(self, scope: dict[str, Any], body: list[bytes]) -> int:
         sent: list[Any] = []
 
         async def receive() -> dict[str, Any]:
@@ -66,53 +100,59 @@ def http(folder: Path) -> Target:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        await asyncio.wait_for(app(scope, receive, send), 20)
+        await asyncio.wait_for(self.app(scope, receive, send), 20)
         return int(sent[0]["status"]) if sent else 0
+
+    def close(self) -> None:
+        """Let its threads end."""
+        if self._loop is not None:
+            end(self.app, self._loop)
+
+
+def end(app: Any, loop: asyncio.AbstractEventLoop) -> None:
+    """Let an application's threads end, and close the loop that it ran on."""
+
+    async def events() -> None:
+        app.state.events.close()
+        await asyncio.sleep(0.1)
+
+    loop.run_until_complete(events())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+def written(method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]] = (), body: bytes = b"") -> bytes:
+    """Return a request as `Asked.status` takes it."""
+    return b"\n".join((method + b" " + target, *(name + b": " + value for name, value in headers))) + b"\n\n" + body
+
+
+def http(folder: Path) -> Target:
+    """Requests to the application: any method, path, headers and body; never a 5xx, never without an answer."""
+    asked = Asked()
+    acting = [(b"content-type", b"application/json"), (b"authorization", b"Bearer " + TOKEN.encode())]
+    own = [(b"host", b"x"), (b"origin", b"http://x"), (b"sec-fetch-site", b"same-origin")]
+
+    def check(data: bytes) -> str:
+        return str(asked.status(data))
 
     def one(dice: Random) -> str:
         path = dice.choice(PATHS)
-        path, _, query = (mangled(path, dice) if dice.randrange(3) else path).partition(b"?")
+        path = mangled(path, dice) if dice.randrange(3) else path
         headers = [
             (dice.choice(HEADER_NAMES), mangled(value, dice) if dice.randrange(2) else value)
             for value in dice.sample(HEADERS, dice.randrange(5))
         ]
-        body = dice.choice(BODIES)
-        if path.endswith(b"actions") and dice.randrange(2):  # far enough to reach the body
-            headers = [(b"content-type", b"application/json"), (b"authorization", b"Bearer " + TOKEN.encode())]
-            headers += [(b"host", b"x"), (b"origin", b"http://x")] if dice.randrange(2) else []
-            body = mangled(body, dice)
-        scope = {  # as the server makes it of what stands on the wire
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": "POST" if path.endswith(b"actions") and dice.randrange(2) else dice.choice(METHODS),
-            "scheme": "http",
-            "path": unquote(path.decode("ascii", "ignore")),
-            "raw_path": path,
-            "query_string": query,
-            "root_path": "",
-            "headers": headers,
-            "client": ("127.0.0.1", 1),
-            "server": ("127.0.0.1", 2),
-            "state": {},
-        }
-        if not loops:
-            loops.append(asyncio.new_event_loop())
-        status = loops[0].run_until_complete(ask(scope, [body[:5], body[5:] * dice.choice((1, 1, 1, 1000))]))
-        assert 200 <= status < 500 or (status == 503 and path == b"/api/events"), (status, scope, body)
-        return str(status)
+        method, body = dice.choice(METHODS).encode(), dice.choice(BODIES)
+        if path.endswith(b"actions") and dice.randrange(4):
+            method = b"POST"
+            if dice.randrange(4):  # far enough to reach the body
+                headers = acting + own * dice.randrange(2)
+                body = mangled(body, dice) * dice.choice((1, 1, 1, 1000))
+        return check(written(method, path, headers, body))
 
-    async def end() -> None:
-        app.state.events.close()
-        await asyncio.sleep(0.1)
-
-    def close() -> None:
-        for loop in loops:
-            loop.run_until_complete(end())
-            loop.run_until_complete(loop.shutdown_default_executor())
-            loop.close()
-
-    return Target(one, close=close)
+    seeds = [written(b"GET", path, [(b"accept", b"*/*")]) for path in PATHS]
+    seeds += [written(b"POST", b"/api/streams/a%2Fb/actions", acting + own, body) for body in BODIES]
+    return Target(one, check, tuple(seeds), asked.close)
 
 
 def urls(folder: Path) -> Target:

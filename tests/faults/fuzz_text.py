@@ -85,35 +85,61 @@ VALUES: dict[str, str] = {
 }
 
 
+POLICY_FILES = (
+    b"policy: reset_on_shift\non: [topic_shift, retrieval_error]\ncool_down: 12\n",
+    b"policy: archive\nmost: 4\ncertainty: 0.5\nbelief: {hazard: 0.2, novelty: 0.3, likeness_floor: 0.5}\n",
+    b'policy: decay\nfactor: 0.99 # "a comment"\n',
+)
+WHERE = ("file", "environment", "command line", "policy")
+
+
 def config(folder: Path) -> Target:
-    """Settings from YAML, the environment and the command line: accepted, or refused in one line."""
-    from stream.config import effective
+    """Settings from YAML, the environment and the command line, and a policy's file: taken, or refused in one line."""
+    from monitors.policies import load_policy
+    from stream.config import PREFIX, RunSettings, effective
 
     file, names = folder / "ebbtide.yaml", list(VALUES)
 
-    def one(dice: Random) -> str:
-        environment: dict[str, str] = {}
-        given: dict[str, Any] = {}
-        where: Path | None = None
-        match dice.randrange(3):
-            case 0:
-                some = dice.sample(names, dice.choice((1, 2, 4)))
-                file.write_bytes(mangled("".join(f"{name}: {VALUES[name]}\n" for name in some).encode(), dice))
-                where = file
-            case 1:
-                name = dice.choice(names)
-                value = mangled(VALUES[name].encode(), dice).decode("utf-8", "surrogateescape")
-                environment = {"EBBTIDE_" + (name.upper() if dice.randrange(9) else value): value}
-            case _:
-                name = dice.choice(names)
-                given = {name: mangled(VALUES[name].encode(), dice).decode("utf-8", "surrogateescape")}
-        how = ("environment" if environment else "command line") if where is None else "file"
-        try:
-            settings, _ = effective(given, file=where, environment=environment)
-        except ConfigurationError as error:
-            assert where is None or "\n" not in str(error), repr(str(error))  # of what one typed, it may
-            return f"{how}: refused"
+    def taken(where: str, raw: bytes) -> None:
+        if where in ("file", "policy"):
+            file.write_bytes(raw)
+        if where == "policy":
+            load_policy(str(file)).model_dump()
+            return
+        pairs = [part.partition("=") for part in raw.decode("utf-8", "surrogateescape").split("\0")]
+        given = {
+            name: value for name, _, value in pairs if where == "command line" and name in RunSettings.model_fields
+        }
+        environment = {PREFIX + name.upper(): value for name, _, value in pairs if where == "environment"}
+        settings, _ = effective(given, file=file if where == "file" else None, environment=environment)
         settings.model_dump()
-        return f"{how}: accepted"
 
-    return Target(one)
+    def check(data: bytes) -> str:
+        """The first byte chooses where; the rest is the file, or NAME=VALUE, several with a NUL between them."""
+        where = WHERE[data[0] % len(WHERE) if data else 0]
+        try:
+            taken(where, data[1:])
+        except ConfigurationError as error:
+            # What one typed is shown as it is; a file's name is this folder's.
+            assert where in ("environment", "command line") or "\n" not in str(error), repr(str(error))
+            assert len(str(error)) < 2000 + 20 * len(data), f"a message of {len(str(error))} characters"
+            return f"{where}: refused"
+        return f"{where}: accepted"
+
+    def one(dice: Random) -> str:
+        place, name = dice.randrange(len(WHERE)), dice.choice(names)
+        match WHERE[place]:
+            case "file":
+                some = dice.sample(names, dice.choice((1, 2, 4)))
+                raw = mangled("".join(f"{each}: {VALUES[each]}\n" for each in some).encode(), dice)
+            case "policy":
+                raw = mangled(dice.choice(POLICY_FILES), dice)
+            case _:
+                raw = mangled(VALUES[name].encode(), dice)
+                raw = (name.encode() if dice.randrange(9) else raw) + b"=" + raw
+        return check(bytes([place]) + raw)
+
+    everything = "".join(f"{name}: {value}\n" for name, value in VALUES.items()).encode()
+    seeds = [b"\0" + everything, *(b"\3" + content for content in POLICY_FILES)]
+    seeds += [bytes([place]) + f"{name}={value}".encode() for name, value in VALUES.items() for place in (1, 2)]
+    return Target(one, check, tuple(seeds))

@@ -643,7 +643,7 @@ def supervised(lines: list[bytes]) -> Iterator[tuple[Run, subprocess.Popen[bytes
     """A real interpreter each time, started again by a shell, as a service manager would, beside the other tests."""
     with tempfile.TemporaryDirectory() as name:
         run = Run(Path(name), None, options=["--crash-limit", "1"])  # type: ignore[arg-type]
-        run.give(with_deadly(lines, 40))
+        run.give(with_deadly(lines, 0))
         program = Path(name) / "program.py"
         program.write_text(f"{poison('engine', 'abort')}\nfrom stream.cli import main\nmain()\n")
         loop = 'for n in 1 2 3 4 5 6; do "$@" && exit $n; done; exit 99'
@@ -660,6 +660,6 @@ def test_real_processes_that_are_started_again_get_past_it(
     supervised: tuple[Run, subprocess.Popen[bytes]], expected: dict[str, Any]
 ) -> None:
     run, process = supervised
-    assert process.wait(120) == 4, (run.folder / "log").read_text()[-3000:]
+    assert process.wait(240) == 3, (run.folder / "log").read_text()[-3000:]
     assert run.crashed() == [DEADLY[0]]
     assert run.outcome() == expected

@@ -9,6 +9,9 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections import Counter
+from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -16,26 +19,30 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import schemathesis
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memory.deltamem.adapter_io import PUBLISHED_FILE, SAFETENSORS_FILE, read_tensors
 from memory.errors import ConfigurationError, EbbtideError
+from monitors.policies import load_policy
 from stream.config import RunSettings, effective
 from stream.event import Event, EventParser, Rejection
 from stream.store import StateStore
 from stream.tape import TapeReader
 from stream.tape.format import TapeHead, rows_of
 from tests.faults.fuzz import TARGETS, fuzz
+from tests.faults.fuzz_atheris import GUIDED
 from tests.faults.fuzz_files import cuts, make_adapter, read_tape, record_tape
-from tests.faults.fuzz_http import TOKEN, http_app
 from tests.faults.fuzz_input import Target, mangled
+from tests.faults.fuzz_schema import described
+from tests.faults.fuzz_text import WHERE
+from tests.test_http import SampleService
 
 INPUTS = {
     "parser": 20_000,
     "http": 2_500,
+    "wire": 100,
     "config": 4_000,
     "adapter": 5_000,
     "tape": 2_000,
@@ -44,6 +51,7 @@ INPUTS = {
     "urls": 300,
 }
 """Of each target, where the long form takes a million."""
+ROOT = Path(__file__).resolve().parents[2]
 OFTEN = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
@@ -91,18 +99,46 @@ def test_child_processes_take_the_same_inputs() -> None:
     assert fuzz("parser", inputs=300, block=70) == fuzz("parser", inputs=300)
 
 
-def test_a_coverage_guided_engine_gives_inputs_and_finds_what_breaks(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("parser", {"event"}),
+        ("config", {f"{where}: accepted" for where in WHERE}),
+        ("http", {"200", "404", "422"}),
+        ("wire", {"200", "404", "409", "422"}),
+    ],
+)
+def test_what_a_guided_engine_begins_with_is_good(tmp_path: Path, name: str, good: set[str]) -> None:
+    target = TARGETS[name](tmp_path)
+    assert target.check is not None
+    try:
+        found = {target.check(seed) for seed in target.seeds}
+    finally:
+        target.close()
+    assert found >= good
+    assert not any("refused" in came for came in found)
+
+
+def test_the_modules_that_a_guided_engine_watches_are_there() -> None:
+    assert [module for modules in GUIDED.values() for module in modules if find_spec(module) is None] == []
+
+
+@pytest.mark.parametrize("name", ["parser", "config", "http", "wire"])
+def test_a_coverage_guided_engine_gives_inputs(name: str) -> None:
     pytest.importorskip("atheris", reason="atheris is not installed (pip install atheris)")
-    command = [sys.executable, "-m", "tests.faults.fuzz", "parser", "--engine", "atheris", "--inputs", "3000"]
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-    assert "parser: 3,000 inputs of atheris" in done.stdout
+    command = [sys.executable, "-m", "tests.faults.fuzz", name, "--engine", "atheris", "--inputs", "3000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert f"{name}: 3,000 inputs of atheris" in done.stdout
+
+
+def test_a_coverage_guided_engine_finds_what_breaks(tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="atheris is not installed (pip install atheris)")
     code = (
         "from tests.faults.fuzz_atheris import guided; from tests.faults.fuzz_input import Target\n"
         "def check(data):\n    assert len(data) < 40\n    return 'short'\n"
         "print(guided('parser', lambda folder: Target(None, check, (b'x' * 30,)), seed=1, inputs=9000, seconds=60))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     broken = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert broken.returncode == 1
     assert "parser: a promise was broken" in broken.stderr
@@ -116,6 +152,47 @@ def test_a_servers_url_that_is_no_text_is_refused_without_its_password() -> None
         StateStore("postgresql+psycopg://ann:sec\udcffret@host/db", create=False)
     assert "ret" not in str(told.value).replace("sqlite:///run", "")
     assert "\n" not in str(told.value)
+
+
+LIKE = (  # what looks like a number or a date and is none, or says so of itself; PyYAML raises Python's own errors
+    *("2024-02-30", "2024-01-01T99:00:00Z", "2024-01-01T00:00:00+99:99", "0x_", "0b_", "9" * 5000),
+    *("!!int x", "!!float x", "!!bool maybe", "!!timestamp x", "!!timestamp [x]", "? [x]\n  : 1", "&a [*a]"),
+)
+
+
+@pytest.mark.parametrize("scalar", LIKE)
+def test_what_only_looks_like_a_value_in_yaml_is_refused_in_one_line(tmp_path: Path, scalar: str) -> None:
+    file = tmp_path / "some.yaml"
+    file.write_text(f"seed:\n  {scalar}\n")
+    tries: list[Callable[[], Any]] = [
+        lambda: effective({}, file=file, environment={}),
+        lambda: load_policy(str(file)),
+        lambda: effective({"detectors": f"state_norm:\n  {scalar}"}, environment={}),
+        lambda: effective({}, environment={"EBBTIDE_SHADOW": f"[{scalar}]"}),
+    ]
+    for attempt in tries:
+        with pytest.raises(ConfigurationError) as told:
+            attempt()
+        if str(file) in str(told.value):
+            assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("key", ["seed", "detectors", "policy", "nonsense"])
+def test_aliases_in_yaml_that_double_and_double_are_refused(tmp_path: Path, key: str) -> None:
+    """Written out, the 400 bytes would be 9 to the power of 10 words."""
+    places = [", ".join([f"*a{place}"] * 9) for place in range(10)]
+    bomb = "[&a0 [x], " + ", ".join(f"&a{place + 1} [{inner}]" for place, inner in enumerate(places)) + "]"
+    file = tmp_path / "some.yaml"
+    file.write_text(f"{key}: {bomb}\n")
+    tries: list[Callable[[], Any]] = [
+        lambda: effective({}, file=file, environment={}),
+        lambda: load_policy(str(file)),
+        lambda: effective({"detectors": bomb}, environment={}),
+    ]
+    for attempt in tries:
+        with pytest.raises(ConfigurationError) as told:
+            attempt()
+        assert len(str(told.value)) < 1000
 
 
 JSON = st.recursive(
@@ -300,18 +377,23 @@ def test_a_safetensors_file_with_lengths_that_lie_is_refused(tmp_path: Path, hea
 
 # --- HTTP -------------------------------------------------------------------------------------------------------------
 
-APP = http_app()
-SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP).exclude(path="/api/events")
-"""The event stream never ends; `tests/test_live_page.py` has it."""
+
+def test_requests_made_from_the_applications_own_openapi() -> None:
+    found, different = described(seed=0, inputs=100, seconds=60)
+    assert found.total() == 100
+    assert different > 80
+    asked = Counter(name.partition(": ")[0] for name in found.elements())
+    once = ("GET /metrics", "GET /-/healthy", "GET /-/ready", "GET /api/summary", "GET /api/events")
+    assert {name: asked.pop(name) for name in once} == dict.fromkeys(once, 1), "they have no parameters"
+    assert set(asked) == {"GET /api/streams", "GET /api/streams/{name}", "POST /api/streams/{name}/actions"}
+    assert found["GET /api/streams: 422"], "no request that its description does not allow"
+    assert found["POST /api/streams/{name}/actions: 422"], "no body was read"
 
 
-@SCHEMA.parametrize()
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_requests_made_from_the_applications_own_openapi(case: Any) -> None:
-    if case.method == "POST":
-        case.headers["Authorization"] = f"Bearer {TOKEN}"
-    answer = case.call()
-    assert 200 <= answer.status_code < 500, (case.method, case.path, answer.status_code)
+def test_an_answer_that_does_not_come_is_told_with_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SampleService, "streams", lambda self, limit: [][limit])
+    with pytest.raises(AssertionError, match=r"seed 5, turn 0: IndexError.*, asked b'GET /api/streams"):
+        described(seed=5, inputs=40, seconds=60)
 
 
 @pytest.mark.parametrize("seed", range(3))

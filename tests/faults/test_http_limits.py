@@ -5,11 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import os
 import resource
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +29,7 @@ from stream.http_server import MAX_CONNECTIONS, HttpServer
 from stream.operators import Ask
 from stream.store import Acted
 from tests.test_http import SampleService
+from tests.warm import Warm
 
 TOKEN = "correct-horse-battery-staple"
 ACT = "/api/streams/plain/actions"
@@ -396,25 +397,16 @@ class TestTls:
                 HttpServer(create_app(SampleService()), "127.0.0.1", 0, certificate=certificate, key=key)
             assert "\n" not in str(error.value)
 
-    def test_the_command_line_takes_it(self, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_the_command_line_takes_it(self, warm: Warm, pair: tuple[Path, Path], tmp_path: Path) -> None:
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             port = one.getsockname()[1]
-        command = [
-            sys.executable,
-            "-m",
-            "stream.cli",
-            "run",
-            "--source",
-            "stdin:",
-            "--backbone",
-            "hashing",
-            "--rank",
-            "4",
-        ]
+        command = ["run", "--source", "stdin:", "--backbone", "hashing", "--rank", "4"]
         command += ["--metrics-port", str(port), "--metrics-tls-cert", str(pair[0]), "--metrics-tls-key", str(pair[1])]
+        end, begin = os.pipe()
         with (tmp_path / "log").open("wb") as log:
-            run = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+            run = warm.start(command, log, stdin=end)
+        os.close(end)
         try:
             trusting = ssl.create_default_context(cafile=str(pair[0]))
             until = time.monotonic() + 120
@@ -429,9 +421,7 @@ class TestTls:
                     break
                 except ConnectionRefusedError:
                     time.sleep(0.1)
-            assert run.stdin is not None
-            run.stdin.close()
-            assert run.wait(60) == 0
+            os.close(begin)
+            assert run.wait(120) == 0
         finally:
             run.kill()
-            run.wait()

@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.faults.syscalls import can_trace
+from tests.faults.test_kill_moments import MOST
+from tests.warm import Warm
 
 LONG = bool(os.environ.get("EBBTIDE_LONG"))
 
 
-def test_kills_and_errors_at_system_calls_leave_no_trace(tmp_path: Path) -> None:
+def test_kills_and_errors_at_system_calls_leave_no_trace(warm: Warm, tmp_path: Path) -> None:
     if reason := can_trace():
         pytest.skip(reason)
     told = tmp_path / "told.json"
-    command = [sys.executable, "-m", "tests.faults.syscalls", "--folder", str(tmp_path), "--json", str(told)]
-    short = [
-        "--points",
-        "12",
-        "--errors",
-        "1",
-        "--error-kinds",
-        "3",
-        "--short-runs",
-        "1",
-        "--events",
-        "72",
-        "--seed",
-        "1",
-    ]
-    run = subprocess.run([*command, *([] if LONG else short)], capture_output=True, text=True, check=False)
+    command = ["--folder", tmp_path, "--json", told]
+    short = [*("--points", 12, "--errors", 1, "--error-kinds", 3), *("--short-runs", 1, "--events", 72, "--seed", 1)]
+    run = warm.run([*command, *([] if LONG else short)], module="tests.faults.syscalls", timeout=MOST)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     counts = json.loads(told.read_text())
     killed = sum(count for what, count in counts["tried"].items() if what.startswith("killed at"))

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from tests.faults.fed_run import AHEAD, FedRun, outcome, undisturbed
+from tests.warm import Warm
 
 GROWTH = 40 << 20
 """Bytes by which memory may grow under overload; the input is more than twice that."""
@@ -54,7 +55,7 @@ def test_the_writer_is_held_back_and_nothing_piles_up_or_is_lost(tmp_path: Path)
     assert outcome(tmp_path / "fed") == undisturbed(tmp_path / "alone", few + many)
 
 
-def test_a_burst_is_taken_as_a_trickle_is_and_the_lag_tells_of_it(tmp_path: Path) -> None:
+def test_a_burst_is_taken_as_a_trickle_is_and_the_lag_tells_of_it(warm: Warm, tmp_path: Path) -> None:
     """Twenty events, two thousand at once while the process is held up, then twenty again and again."""
     lines: list[bytes] = []
 
@@ -66,7 +67,7 @@ def test_a_burst_is_taken_as_a_trickle_is_and_the_lag_tells_of_it(tmp_path: Path
 
     for name in ("fed", "alone"):
         (tmp_path / name).mkdir()
-    with FedRun(tmp_path / "fed") as run:
+    with FedRun(tmp_path / "fed", warm=warm) as run:
         run.wait_ready()
         run.offer_all(stamped(20))
         run.wait_for(lambda: run.summary()["events"] == 20)

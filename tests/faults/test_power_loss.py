@@ -13,6 +13,8 @@ import pytest
 
 from tests.faults.power_loss import SECTOR, Disk, Op, recorded
 from tests.faults.syscalls import can_trace
+from tests.faults.test_kill_moments import MOST
+from tests.warm import Warm
 
 LONG = bool(os.environ.get("EBBTIDE_LONG"))
 
@@ -75,13 +77,13 @@ def test_a_recording_has_every_change_with_its_bytes(tmp_path: Path) -> None:
     ]
 
 
-def test_power_cuts_at_seeded_points_lose_nothing(tmp_path: Path) -> None:
+def test_power_cuts_at_seeded_points_lose_nothing(warm: Warm, tmp_path: Path) -> None:
     if reason := can_trace():
         pytest.skip(reason)
     told = tmp_path / "told.json"
-    command = [sys.executable, "-m", "tests.faults.power_loss", "--folder", str(tmp_path), "--json", str(told)]
-    short = ["--points", "20", "--workers", "1", "--events", "48", "--seed", "1"]
-    run = subprocess.run([*command, *([] if LONG else short)], capture_output=True, text=True, check=False)
+    command = ["--folder", tmp_path, "--json", told]
+    short = ["--points", 20, "--workers", 1, "--events", 48, "--seed", 1]
+    run = warm.run([*command, *([] if LONG else short)], module="tests.faults.power_loss", timeout=MOST)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     counts = json.loads(told.read_text())
     assert counts["points"] == (1000 if LONG else 20)
