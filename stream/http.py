@@ -113,9 +113,14 @@ class _Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self.names is not None and not self.names.has(Headers(scope=scope).get("host", "")):
+        given = Headers(scope=scope)
+        if self.names is not None and not self.names.has(given.get("host", "")):
             detail = "expected a Host that is an address, localhost, or given by --metrics-name, got another name"
             await _Json({"detail": detail}, 421, headers=HEADERS)(scope, receive, send)
+            return
+        if "transfer-encoding" in given and "content-length" in given:  # where it ends is a matter of opinion
+            detail = "expected the length of the body to be said once"
+            await _Json({"detail": detail}, 400, headers={**HEADERS, "Connection": "close"})(scope, receive, send)
             return
         # Probes are not made to wait behind a storm of scrapers.
         pace = self.probes if scope["path"].startswith("/-/") else self.pace

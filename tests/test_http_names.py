@@ -67,6 +67,18 @@ def test_a_name_that_was_made_to_point_here_is_not_answered(run: Run) -> None:
         assert old.recv(100).startswith(b"HTTP/1.1 200")
 
 
+def test_a_body_whose_length_is_said_in_two_ways_ends_the_connection(run: Run) -> None:
+    head = "POST /api/streams/s000000/actions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    hidden = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", run.port)) as client:
+        client.sendall(f"{head}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}".encode())
+        answer = b""
+        while part := client.recv(65536):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
 @pytest.mark.parametrize("form", ["plain", "json"])
 def test_a_client_that_goes_away_in_mid_body_leaves_no_token_in_the_log(form: str, warm: Warm, tmp_path: Path) -> None:
     run = Run(warm, tmp_path, "--log-format", form)
