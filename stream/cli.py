@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect as inspection
 import io
 import sys
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -64,8 +65,10 @@ def main() -> None:
 
     process_ends()
     for output in (sys.stdout, sys.stderr):
-        if isinstance(output, io.TextIOWrapper):  # a stream's name may be nothing that this terminal can show
-            output.reconfigure(errors="backslashreplace")
+        # A stream's name may be nothing that this terminal can show.
+        if isinstance(output, io.TextIOWrapper):
+            with suppress(OSError):
+                output.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except UsageError as error:

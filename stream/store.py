@@ -8,8 +8,6 @@ file, and the counters, and it is either all there or not at all. SQLite by defa
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -17,15 +15,13 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection
 
-from memory.errors import ConfigurationError, EbbtideError, StateMismatchError
+from memory.errors import ConfigurationError, StateMismatchError
 from memory.state_pool import LaneRecord, pack, unpack
 from stream import store_lease, store_patience
-from stream.append_file import make_folder
 from stream.sources.position import Position
 from stream.store_database import WRITES, connect, shown
 from stream.store_errors import (
@@ -39,9 +35,10 @@ from stream.store_errors import (
     kind_of,
     told,
 )
-from stream.store_files import copy_paths
-from stream.store_lease import FileLease, Note, SessionLease
+from stream.store_file import StoreFile
+from stream.store_lease import Note, SessionLease
 from stream.store_migration import bring_up
+from stream.store_opening import check_store, made_as, owner_row
 from stream.store_records import Acted, Checkpoint, OutputMark, Request
 from stream.store_rows import FETCH, CheckedRows
 from stream.store_sum import MODULUS, SUM, SUMMED, total_of
@@ -110,17 +107,17 @@ class StateStore:
         self._database = connect(url, patience)
         self.url = shown(url)
         self._rows = CheckedRows(self.url)
-        self._file: FileLease | None = None
+        self._file: StoreFile | None = None
         self._session: SessionLease | None = None
         if self._database.dialect.name == "sqlite":
-            self._file = FileLease(self._path(create))
+            self._file = StoreFile(self._database.url.database, self._rows, create=create)
         else:
             self._session = SessionLease(self._database, self.url)
         # Before the store is looked into: a run that goes on meanwhile moves both, the store first.
-        note = self._file.note() if self._file is not None and not any_checkpoint else None
+        note = self._file.lease.note() if self._file is not None and not any_checkpoint else None
         try:
             with self._database.connect().execution_options(**{WRITES: create}) as connection, connection.begin():
-                self._check_version(connection, create, note)
+                check_store(connection, self._rows, create=create, file=self._file, note=note)
         except UnicodeDecodeError as error:
             self.close()
             raise self._rows.damaged("a text that is none") from error
@@ -133,106 +130,6 @@ class StateStore:
         except BaseException:
             self.close()
             raise
-
-    def _path(self, create: bool) -> Path:
-        """Return the path of an SQLite store, the file made if need be and asked for."""
-        name = self._database.url.database
-        if name in (None, "", ":memory:"):
-            raise ConfigurationError(f"--state {self.url}: expected a file, such as sqlite:///run/state.db, got none")
-        path = Path(name)
-        try:
-            if create:
-                make_folder(path.parent)
-                if not path.exists():
-                    self._refuse_lost(path)
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            elif not path.is_file():
-                raise ConfigurationError(f"--state {self.url}: there is no file {path}")
-            status = path.stat()
-        except OSError as error:
-            raise ConfigurationError(
-                f"--state {self.url}: expected a file that can be written, got {error.strerror}: {error.filename}"
-            ) from None
-        if status.st_nlink > 1:  # SQLite would keep a log beside each, and so would the lease
-            raise ConfigurationError(
-                f"--state {self.url}: expected a file with one name, got one with {status.st_nlink} (hard links): "
-                "remove the others, or copy it"
-            )
-        self._place = (status.st_dev, status.st_ino)
-        return path
-
-    def _refuse_lost(self, path: Path) -> None:
-        copies = [copy.name for copy in copy_paths(path) if copy.exists()]
-        if copies:
-            raise self._rows.damaged(f"it is gone, and {' and '.join(copies)} are there: remove them to begin anew")
-        note = FileLease(path).note()
-        if note is not None:
-            raise self._rows.damaged(
-                f"it is gone, where checkpoint {note.checkpoint} was: put it back, or, to begin anew, remove "
-                f"{FileLease(path).path}"
-            )
-
-    def _check_version(self, connection: Connection, create: bool, note: Note | None) -> None:
-        names = set(sql.inspect(connection).get_table_names())
-        if not names and note is not None:
-            raise self._rows.damaged(f"it is empty, where checkpoint {note.checkpoint} was: {self._after_note()}")
-        if not names and create:
-            TABLES.run.metadata.create_all(connection)
-            self._rows.identity = secrets.token_hex(8)
-            self._rows.write(connection, TABLES.run, [{"name": "schema", "value": str(SCHEMA)}])
-            self._rows.write(connection, TABLES.owner, [self._owner_row(0, 0, self._made_as(connection))])
-            return
-        if "run" not in names:
-            raise StateMismatchError(
-                f"--state {self.url}: this is {'an empty database' if not names else 'a database of something else'}, "
-                "not a state store of Ebbtide: choose another file"
-            )
-        self._check_pages(connection)
-        version = connection.execute(sql.select(TABLES_1.run.c.value).where(TABLES_1.run.c.name == "schema")).scalar()
-        if version not in ("1", str(SCHEMA)) or (version == "1" and self._file is None):
-            raise StateMismatchError(
-                f"--state {self.url}: the store has schema version {version}, this Ebbtide reads version {SCHEMA}: "
-                "use the release that wrote it, or start with another --state"
-            )
-        self._rows.version = int(version)
-        if self._rows.version == SCHEMA:
-            self._check_owner(connection, note)
-
-    def _check_pages(self, connection: Connection) -> None:
-        """Let SQLite compare its pages and indices: a lane that no search finds would begin anew, unnoticed."""
-        if self._file is not None:
-            found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
-            if found != "ok":
-                raise self._rows.damaged(" ".join(str(found).split()))
-
-    def _check_owner(self, connection: Connection, note: Note | None) -> None:
-        row = connection.execute(sql.select(TABLES.owner)).mappings().first()
-        if row is None:
-            raise self._rows.damaged("the row of its owner is gone")
-        self._rows.identity = str(row["identity"])
-        self._rows.check(TABLES.owner, row, "the row of its owner")
-        if self._made_as(connection) != row["tables"]:
-            raise self._rows.damaged("its tables are not as they were made")
-        if note is not None and note.identity != self._rows.identity:
-            raise self._rows.damaged(f"its log or its file is another store's: {self._after_note()}")
-        if note is not None and note.checkpoint > row["checkpoint"]:
-            raise self._rows.damaged(
-                f"it holds checkpoint {row['checkpoint']}, where {note.checkpoint} was: {self._after_note()}"
-            )
-
-    def _after_note(self) -> str:
-        name = self._file.path if self._file is not None else ""
-        return f"its log was cut short or lost, or this is an older copy; to use it as it is, remove {name}"
-
-    def _made_as(self, connection: Connection) -> int:
-        """Return the checksum of what SQLite knows of our tables: it decides how values are read."""
-        if self._file is None:
-            return 0
-        known = connection.exec_driver_sql("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name")
-        return crc32(repr([tuple(row) for row in known if row.tbl_name in TABLES.run.metadata.tables]).encode())
-
-    def _owner_row(self, epoch: int, number: int, tables: int) -> dict[str, Any]:
-        return {"id": 1, "epoch": epoch, "checkpoint": number, "identity": self._rows.identity, "tables": tables}
 
     def claim(self, settings: Mapping[str, str], shadows: Sequence[str] = ()) -> None:
         """Become the one consumer that may commit. A store of an earlier version is brought up to this one.
@@ -274,7 +171,7 @@ class StateStore:
                 )
             if self._rows.version < SCHEMA:
                 epoch = bring_up(connection, self._rows)
-                self._rows.write(connection, TABLES.owner, [self._owner_row(epoch, 0, self._made_as(connection))])
+                self._rows.write(connection, TABLES.owner, [owner_row(self._rows, epoch, 0, made_as(connection))])
                 total = total_of(connection)
             else:
                 total = self._check_all(connection)
@@ -283,7 +180,7 @@ class StateStore:
             (owner,) = self._rows.read(connection, TABLES.owner)
             epoch, number = owner["epoch"] + 1, owner["checkpoint"] + 1
             self._rows.write_sum(connection, number, total)
-            self._rows.write(connection, TABLES.owner, [self._owner_row(epoch, number, owner["tables"])])
+            self._rows.write(connection, TABLES.owner, [owner_row(self._rows, epoch, number, owner["tables"])])
             self._renew(connection)
         self._epoch, self._number, self._done, self._tried = epoch, number, 0, 0
         self._shadows = list(shadows)
@@ -292,7 +189,7 @@ class StateStore:
     def _take(self) -> None:
         with told(self.url):
             if self._file is not None:
-                self._file.take(self.url)
+                self._file.lease.take(self.url)
             elif self._session is not None:
                 self._session.take()
 
@@ -320,7 +217,7 @@ class StateStore:
         with self._writing(self._check_epoch) as connection:
             (owner,) = self._rows.read(connection, TABLES.owner)
             number = owner["checkpoint"] + 1
-            self._rows.write(connection, TABLES.owner, [self._owner_row(self._epoch, number, owner["tables"])])
+            self._rows.write(connection, TABLES.owner, [owner_row(self._rows, self._epoch, number, owner["tables"])])
             with self._rows.summing(connection, number - 1, number):
                 work(connection, self._rows)
         self._number = number
@@ -365,7 +262,7 @@ class StateStore:
     @property
     def path(self) -> Path | None:
         """The file of an SQLite store."""
-        return Path(str(self._database.url.database)) if self._file is not None else None
+        return self._file.path if self._file is not None else None
 
     @property
     def identity(self) -> str:
@@ -380,7 +277,7 @@ class StateStore:
 
     def _noted(self) -> None:
         if self._file is not None:
-            self._file.write(Note(self._rows.identity, self._number))
+            self._file.lease.write(Note(self._rows.identity, self._number))
 
     def hold(self, *, lately: bool = False) -> None:
         """Make sure that this consumer may still write, and say that it lives. To be called before anything is written
@@ -403,23 +300,12 @@ class StateStore:
         if self._session is None:
             with self._transaction() as connection:
                 self._check_epoch(connection)
-            self._check_name()
+            if self._file is not None:
+                self._file.check_name()
             self._held_at = _now()
         else:
             with self._writing(self._check_epoch) as connection:
                 self._renew(connection)
-
-    def _check_name(self) -> None:
-        """Raise where an SQLite store is no longer the file that has its name: what is stored there is lost."""
-        try:
-            there = None if self.path is None else os.stat(self.path)
-        except FileNotFoundError:
-            there = None
-        if there is None or (there.st_dev, there.st_ino) != self._place:
-            raise EbbtideError(
-                f"--state {self.url}: its file was removed, renamed or replaced; this run stops: put it back with its "
-                "-wal beside it, or go back to a copy with --recover"
-            )
 
     def _check_epoch(self, connection: Connection) -> None:
         query = sql.select(TABLES.owner.c.epoch)
@@ -575,7 +461,9 @@ class StateStore:
             elif number != self._number:
                 raise self._rows.damaged(f"it holds checkpoint {number}, where {self._number} was the last")
             self._tried = len(acted)
-            self._rows.write(connection, TABLES.owner, [self._owner_row(self._epoch, number + 1, owner["tables"])])
+            self._rows.write(
+                connection, TABLES.owner, [owner_row(self._rows, self._epoch, number + 1, owner["tables"])]
+            )
             self._renew(connection)
             with self._rows.summing(connection, number, number + 1):
                 if self._shadows is not None:
@@ -667,7 +555,7 @@ class StateStore:
             self._session.close()
         self._database.dispose()
         if self._file is not None:
-            self._file.close()
+            self._file.lease.close()
 
 
 def _row(lane: str, record: LaneRecord) -> dict[str, Any]:

@@ -7,6 +7,7 @@ runs with everything on, are in `tests/faults/test_kill_moments.py` and `tests/f
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
@@ -15,6 +16,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -119,9 +121,7 @@ class Run:
     ) -> int:
         """Start, and send the signal `delay` seconds after `when` has become true; return the exit code."""
         process = self.start(*options)
-        end = time.monotonic() + DEADLINE
-        while not when() and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.0005)
+        come_to(when, process)
         time.sleep(delay)
         process.send_signal(number)
         return process.wait(DEADLINE)
@@ -204,26 +204,29 @@ def history(warm: Warm, kind: str, talk: Path, folder: Path, size: int) -> tuple
 
 
 def stopped_while_it_waits_for_what_it_has_read_before(run: Run) -> None:
-    """Start with a pipe that nothing comes from: a run that waits in the middle of its resumption must hear a stop."""
-    silent, never = os.pipe()
-    process = run.start(stdin=silent)
-    end = time.monotonic() + DEADLINE
-    while str(run.sink) not in open_files(process.pid) and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.001)
+    """Start with a pipe that little comes from: a run that waits in the middle of its resumption must hear a stop."""
+    assert run.feed is not None
+    end, begin = os.pipe()
+    os.write(begin, run.feed.read_bytes()[:200])
+    process = run.start(stdin=end)
+    come_to(lambda: not unread(end), process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(DEADLINE) == 0, run.log.read_text()[-2000:]
-    os.close(silent)
-    os.close(never)
+    os.close(end)
+    os.close(begin)
 
 
-def open_files(pid: int) -> set[str]:
-    found = set()
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            found.add(os.readlink(link))
-        except OSError:  # closed meanwhile
-            continue
-    return found
+def unread(pipe: int) -> int:
+    """Return how many bytes are in a pipe."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def come_to(what: Callable[[], bool], process: Command | subprocess.Popen[bytes]) -> None:
+    """Wait until something is so, or the process has ended."""
+    end = time.monotonic() + DEADLINE
+    while not what() and process.poll() is None:
+        assert time.monotonic() < end, "it never came to it"
+        time.sleep(0.0005)
 
 
 @pytest.fixture(scope="module")
@@ -277,9 +280,7 @@ def test_a_second_signal_ends_the_process_at_once(warm: Warm, tmp_path: Path) ->
     with run.log.open("wb") as log:
         told = [sys.executable, "-m", "stream.cli", *run.command, "--follow"]
         process = subprocess.Popen(told, stdin=silent, stdout=log, stderr=log)
-    end = time.monotonic() + DEADLINE
-    while not run.said(b"started") and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.001)
+    come_to(lambda: run.said(b"started"), process)
     process.send_signal(signal.SIGSTOP)  # so that both signals are pending when it goes on
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
@@ -303,7 +304,8 @@ def test_a_stop_does_not_wait_for_a_micro_batch_to_fill(talk: Path, tmp_path: Pa
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(consumer.run)
             end = time.monotonic() + DEADLINE
-            while consumer.source.backlog() != 0 and time.monotonic() < end:  # until all of it is read
+            while consumer.source.backlog() != 0:  # until all of it is read
+                assert time.monotonic() < end
                 time.sleep(0.001)
             consumer.stop()
             totals = running.result(DEADLINE)

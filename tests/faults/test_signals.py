@@ -118,7 +118,7 @@ def test_a_finished_run_ends_well_if_a_signal_comes_while_the_interpreter_ends(l
 
 
 FIRST = {
-    "while the store is opened": at("stream.store", "StateStore", "_check_version", signal.SIGTERM),
+    "while the store is opened": at("stream.store", "", "check_store", signal.SIGTERM),
     "while every row is read": at("stream.store", "CheckedRows", "read", signal.SIGTERM),
     "while it is taken over": at("stream.store", "StateStore", "claim", signal.SIGTERM, after=True),
     "while the checkpoint is loaded": at("stream.store", "StateStore", "load", signal.SIGTERM),
