@@ -135,7 +135,7 @@ def add_actions(app: FastAPI, actor: Actor, token: str | None) -> None:
 def _check_origin(request: Request) -> None:
     """Refuse what another site's page sends in somebody's browser."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
-    own = f"{request.url.scheme}://{request.headers.get('host', '')}"
+    own = f"{request.scope['scheme']}://{request.headers.get('host', '')}"
     if (origin is not None and origin != own) or site not in (None, "same-origin", "none"):
         raise HTTPException(403, "expected a request from this page or from no page, got one from another origin")
 

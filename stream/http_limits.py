@@ -40,6 +40,15 @@ class LimitedProtocol(CuttableProtocol):
         super().data_received(data)
         self._watch()
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, where something can still be said, and cut the connection."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # what the application answers now would be a second answer
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:  # an answer is under way or was given; or it was HEAD, and the line is a body
+            self.transport.close()
+
     def on_response_complete(self) -> None:
         """Go on after an answer."""
         super().on_response_complete()

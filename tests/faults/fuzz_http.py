@@ -39,13 +39,13 @@ def http_app() -> Any:
             done.set_result(Acted(None, stream, 1, ask.model_dump_json(), "done", 0.0, b"" if ask.reason else None))
             return done
 
-    usual = stream.http.REQUESTS_PER_SECOND
-    stream.http.REQUESTS_PER_SECOND = 10**9  # waiting is not what is tested here
+    usual = stream.http.REQUESTS_PER_SECOND, stream.http.PROBES_PER_SECOND
+    stream.http.REQUESTS_PER_SECOND = stream.http.PROBES_PER_SECOND = 10**9  # waiting is not what is tested here
     try:
         app = stream.http.create_app(Obliging(), TOKEN)
         app.middleware_stack = app.build_middleware_stack()  # takes the pace; left alone, at the first request
     finally:
-        stream.http.REQUESTS_PER_SECOND = usual
+        stream.http.REQUESTS_PER_SECOND, stream.http.PROBES_PER_SECOND = usual
     return app
 
 

@@ -34,6 +34,7 @@ from stream.tape.format import TapeHead, rows_of
 from tests.faults.fuzz import TARGETS, fuzz
 from tests.faults.fuzz_atheris import GUIDED
 from tests.faults.fuzz_files import cuts, make_adapter, read_tape, record_tape
+from tests.faults.fuzz_http import TOKEN, written
 from tests.faults.fuzz_input import Target, mangled
 from tests.faults.fuzz_schema import described
 from tests.faults.fuzz_text import WHERE
@@ -42,7 +43,7 @@ from tests.test_http import SampleService
 INPUTS = {
     "parser": 20_000,
     "http": 2_500,
-    "wire": 100,
+    "wire": 500,
     "config": 4_000,
     "adapter": 5_000,
     "tape": 2_000,
@@ -402,3 +403,32 @@ def test_mangling_changes_something_and_is_repeatable(seed: int) -> None:
     several = [mangled(good, Random(f"{seed}:{number}")) for number in range(50)]
     assert several == [mangled(good, Random(f"{seed}:{number}")) for number in range(50)]
     assert len(set(several)) > 40
+
+
+@pytest.mark.parametrize(
+    "line", ["HEAD / HTTP/1.1", "GET / HTTP/1.1", "GET /api/summary HTTP/1.1", "GET /api/events HTTP/1.1"]
+)
+def test_a_body_that_is_no_http_is_refused_without_a_word_in_the_log(tmp_path: Path, line: str) -> None:
+    """The application was asked already: its answer would be a second one, and HEAD's refusal has no body."""
+    target = TARGETS["wire"](tmp_path)
+    assert target.check is not None
+    try:
+        head = f"{line}\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+        assert target.check(head + b"ZZ\r\n") == "400"
+        assert target.check(head + b"0\r\n\r\n") == "200"
+    finally:
+        target.close()
+
+
+def test_a_query_that_is_no_text_is_no_failure(tmp_path: Path) -> None:
+    """The server refuses it, so that only another server would let it through."""
+    target = TARGETS["http"](tmp_path)
+    assert target.check is not None
+    headers = [(b"content-type", b"application/json"), (b"authorization", b"Bearer " + TOKEN.encode())]
+    try:
+        asked = target.check(
+            written(b"POST", b"/api/streams/a/actions?\xff", headers, b'{"kind": "reset", "reason": "r"}')
+        )
+        assert asked == "200"
+    finally:
+        target.close()
