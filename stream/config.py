@@ -76,7 +76,10 @@ class RunSettings(BaseModel):
         "all", description="Layers that the signals come from: all, or numbers such as 0,4,8 or 0:36:4"
     )
     measure_every: int = Field(
-        8, ge=1, description="Ask a stream's state for its probes on one event in so many; 1: on each, which costs more"
+        8,
+        ge=1,
+        le=1 << 31,
+        description="Ask a stream's state for its probes on one event in so many; 1: on each, which costs more",
     )
     device: str = Field("auto", description="Where the memory lives: auto, cpu or cuda:N")
     rank: int | None = Field(None, ge=1, le=1024, description="R: each state is R × R [default: by backbone]")
@@ -203,11 +206,26 @@ class RunSettings(BaseModel):
             raise ValueError(f"expected none or last:N, such as last:512, got {context!r}")
         return context
 
+    @field_validator("*")
+    @classmethod
+    def _can_be_named(cls, value: Any) -> Any:
+        """Refuse what no file, host or URL can be called, and only YAML's escapes can say."""
+        if isinstance(value, str | Path):
+            try:
+                good = b"\0" not in os.fsencode(value)
+            except UnicodeEncodeError:
+                good = False
+            if not good:
+                raise ValueError(f"expected text without NUL and without halves of characters, got {str(value)!r}")
+        return value
+
     @field_validator("monitor_layers")
     @classmethod
     def _known_layers(cls, layers: str) -> str:
-        if layers != "all" and not re.fullmatch(r"[0-9]+(,[0-9]+)*|[0-9]*:[0-9]*(:[1-9][0-9]*)?", layers):
-            raise ValueError(f"expected all, numbers such as 0,4,8, or a range such as 0:36:4, got {layers!r}")
+        if layers != "all" and not re.fullmatch(
+            r"[0-9]{1,6}(,[0-9]{1,6})*|[0-9]{0,6}:[0-9]{0,6}(:[1-9][0-9]{0,5})?", layers
+        ):
+            raise ValueError(f"expected all, numbers such as 0,4,8, or a range such as 0:36:4, got {layers[:80]!r}")
         return layers
 
     @field_validator("shadow", "metrics_name", mode="before")

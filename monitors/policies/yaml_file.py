@@ -12,6 +12,9 @@ import yaml
 
 from memory.errors import ConfigurationError
 
+MOST = 1 << 20
+"""Bytes of a file."""
+
 BOOL = "tag:yaml.org,2002:bool"
 
 
@@ -97,7 +100,11 @@ def read_yaml(path: Path) -> Any:
     {'policy': 'reset_on_shift', 'on': ['topic_shift']}
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with path.open("rb") as file:
+            content = file.read(MOST + 1)
+        if len(content) > MOST:
+            raise ConfigurationError(f"{path}: expected a YAML file of at most {MOST >> 20} MiB, got a longer one")
+        return yaml.load(content.decode("utf-8"), _Loader)
     except OSError as error:
         raise ConfigurationError(f"{path}: expected a YAML file that can be read, got {error.strerror}") from None
     except UnicodeDecodeError as error:

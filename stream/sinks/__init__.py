@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from memory.errors import ConfigurationError
 from stream.sinks.jsonl_sink import JsonlSink
 from stream.sinks.sink import Sink
@@ -15,10 +17,12 @@ def open_sink(spec: str) -> Sink:
     Raises
     ------
     ConfigurationError
-        No sink has that scheme.
+        No sink has that scheme, or it is no file.
     """
     scheme, colon, rest = spec.partition(":")
     if scheme == "jsonl" and rest:
+        if not Path(rest).name:
+            raise ConfigurationError(f"--sink {spec!r}: expected a file, got a folder")
         return JsonlSink(rest)
     slip = f"; did you mean jsonl:{spec}?" if not colon else ""
     raise ConfigurationError(f"--sink {spec!r}: expected jsonl:PATH{slip}")
