@@ -137,7 +137,7 @@ was damaged; ...
         if self._total is not None:
             self._total -= sum_of(connection, table, where)
             if "state" in table.c:
-                self._crcs.as_of(-1)
+                self._crcs.forget()
         connection.execute(table.delete().where(where))
 
     def check_sum(self, connection: Connection, number: int, total: int) -> None:
@@ -177,6 +177,9 @@ was damaged; ...
             yield
             self.write_sum(connection, after, self._total % MODULUS)
             self._crcs.moved(after)
+        except BaseException:
+            self._crcs.forget()  # what was written is not there
+            raise
         finally:
             self._total = None
 

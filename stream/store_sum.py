@@ -47,10 +47,15 @@ class KnownCrcs:
         self._crcs: dict[tuple[Any, ...], int] = {}
 
     def as_of(self, number: int) -> None:
-        """Forget all, unless it is of this checkpoint: a transaction that failed has written nothing."""
+        """Forget all, unless it is of this checkpoint."""
         if number != self._number:
             self._crcs.clear()
         self._number = number
+
+    def forget(self) -> None:
+        """Forget all."""
+        self._crcs.clear()
+        self._number = -1
 
     def moved(self, number: int) -> None:
         """Note that what was written is of this checkpoint, if that is stored."""

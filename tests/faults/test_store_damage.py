@@ -7,6 +7,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -316,3 +317,30 @@ def test_a_row_that_is_missing_is_noticed_when_the_store_is_taken_over(good: Pat
         changed.close()
         with pytest.raises(DamagedError, match="its rows are not those of one checkpoint"):
             read(folder, claim=True)
+
+
+@pytest.mark.parametrize("after", [0, 1, 600, 900])
+def test_a_commit_that_breaks_off_leaves_the_sum_right(after: int, tmp_path: Path) -> None:
+    """Some hundreds of rows are written at once: the first ones had been, when a later one could not be."""
+
+    class BrokenError(Exception):
+        pass
+
+    def broken(number: int) -> Iterator[tuple[str, LaneRecord]]:
+        yield from lanes(number, 7)
+        raise BrokenError
+
+    path = tmp_path / "state.db"
+    store = fill(path)
+    place = Position(offset=1, lines=9, identity={})
+    shadows = {"decay": lanes(700, 8)}
+    store.commit(lanes(1000, 6), {}, {}, {}, shadows=shadows)
+    for tried in (broken(after), iter(lanes(1000, 7))):
+        with suppress(BrokenError):
+            store.commit(tried, {"a.jsonl": place}, {"jsonl": OutputMark(3)}, {}, shadows=shadows)
+    with suppress(BrokenError):
+        store.commit([], {}, {}, {}, shadows={"decay": broken(after)})
+    store.commit(lanes(20, 9), {}, {}, {}, shadows={"decay": lanes(30, 9)})
+    found = whole(store)
+    store.close()
+    assert read(tmp_path, claim=True)[:2] == found[:2]
