@@ -282,8 +282,9 @@ def test_a_stop_makes_the_wait_for_a_silent_server_shorter(
         going.process.terminate()
         assert going.process.wait() == 1, going.said()
     said = re.findall(r"said nothing for (\d+\.\d) s", going.said())
-    assert said
-    assert float(said[0]) < 15
+    # Where what it asked next was a new connection, that has a deadline of its own.
+    assert said or "connection timeout expired" in going.said(), going.said()
+    assert all(float(seconds) < 15 for seconds in said)
     kill(going)
     going.finish()
     ended_well()
