@@ -648,7 +648,8 @@ def supervised(lines: list[bytes]) -> Iterator[tuple[Run, subprocess.Popen[bytes
         program.write_text(f"{poison('engine', 'abort')}\nfrom stream.cli import main\nmain()\n")
         loop = 'for n in 1 2 3 4 5 6; do "$@" && exit $n; done; exit 99'
         given = ["sh", "-c", loop, "sh", sys.executable, str(program), *run.command()]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("EBBTIDE_")}
+        environment = {**ours, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with (run.folder / "log").open("wb") as log:
             process = subprocess.Popen(given, stdout=log, stderr=log, env=environment, cwd=ROOT)
         yield run, process
