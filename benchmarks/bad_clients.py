@@ -92,7 +92,7 @@ class BadClients:
         held.settimeout(5)
         with suppress(OSError):
             held.connect(("127.0.0.1", self.port))
-            held.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            held.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         held.setblocking(False)
         return held
 

@@ -165,10 +165,12 @@ def ran(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         metrics = ask(port, "/metrics")[1]
         open_metrics = ask(port, "/metrics", Accept="application/openmetrics-text; version=1.0.0")[1]
         with socket.create_connection(("127.0.0.1", port), timeout=30) as raw:
-            raw.sendall(b"GET /api/events HTTP/1.1\r\nHost: x\r\n\r\n")
+            raw.sendall(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             hello = b""
             while hello.count(b'"streams":[{') < 1 or not hello.endswith(b"\n\n\r\n"):
-                hello += raw.recv(1 << 16)
+                part = raw.recv(1 << 16)
+                assert part, hello
+                hello += part
         run.send_signal(signal.SIGTERM)
         assert run.wait(DEADLINE) == 0, (folder / "log").read_text()
     finally:
