@@ -131,6 +131,19 @@ class Event:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+def is_text(name: str) -> bool:
+    """Say whether a name can be written as UTF-8: half of a surrogate pair cannot.
+
+    >>> is_text("b\u00fc"), is_text("\\udcff")
+    (True, False)
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_name(name: str) -> None:
     """Refuse what can be no stream's name.
 
@@ -142,13 +155,7 @@ def check_name(name: str) -> None:
     ...
     memory.errors.ConfigurationError: expected names of 1 to 512 characters of text without NUL, got '\\udcff'
     """
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        is_text = False
-    else:
-        is_text = True
-    if not (is_text and 0 < len(name) <= STREAM_NAME_LIMIT and "\0" not in name):
+    if not (is_text(name) and 0 < len(name) <= STREAM_NAME_LIMIT and "\0" not in name):
         raise ConfigurationError(
             f"expected names of 1 to {STREAM_NAME_LIMIT} characters of text without NUL, got {name[:40]!r}"
         )

@@ -22,9 +22,8 @@ SUMMED = (TABLES.lanes, TABLES.shadow_lanes, TABLES.partitions, TABLES.marks, TA
 
 MODULUS = 1 << 63
 
-
 KNOWN = 1 << 16
-"""Lanes whose checksum in the store is remembered: to read it there costs a fourth of writing the lane."""
+"""Lanes whose checksum in the store is remembered, so that it need not be read there."""
 
 
 class KnownCrcs:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from memory.errors import ConfigurationError, EbbtideError
 from stream.append_file import AppendFile, make_folder
 from stream.engine import Outcome
+from stream.event import is_text
 from stream.sinks.sink import Sink
 from stream.tape.format import Encoder, TapeHead, schema_of, to_batch
 from stream.tape.parts import mark_of, number_of, part_path, parts_of, place_of
@@ -36,12 +37,8 @@ class TapeWriter(Sink):
     """
 
     def __init__(self, folder: Path, head: TapeHead, *, part_bytes: int = PART_BYTES):
-        try:
-            str(folder).encode()
-        except UnicodeEncodeError:
-            raise ConfigurationError(
-                f"--tape {str(folder)!r}: expected a name that is text, got one that is not UTF-8"
-            ) from None
+        if not is_text(str(folder)):
+            raise ConfigurationError(f"--tape {str(folder)!r}: expected a name that is text, got one that is not UTF-8")
         self.folder, self.head, self.part_bytes = folder, head, part_bytes
         self._schema = schema_of(head)
         self._encoder = Encoder(self._schema)

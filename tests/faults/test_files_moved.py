@@ -12,15 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.numbered import WHAT, lines
 from tests.warm import Command, Warm
 
 DEADLINE = 120.0
-WHAT = ("--backbone", "hashing", "--rank", 4, "--policy", "none", "--detectors", "{}", "--metrics-port", 0)
-
-
-def lines(first: int, last: int) -> bytes:
-    events = ({"stream": f"s{n % 5}", "text": f"word{n % 7} and {n % 11}", "id": f"e{n}"} for n in range(first, last))
-    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 
 
 class Run:

@@ -15,12 +15,12 @@ from threading import Thread
 
 import pytest
 
+from tests.faults.numbered import WHAT, lines
 from tests.warm import Command, Warm
 
 DEADLINE = 120.0
 COUNT = 20_000
-EVENTS = [{"stream": f"s{n % 5}", "text": f"word{n % 7} and {n}", "id": f"e{n}"} for n in range(COUNT)]
-LINES = [json.dumps(event) + "\n" for event in EVENTS]
+LINES = lines(0, COUNT).splitlines(keepends=True)
 
 
 class Pipe:
@@ -32,10 +32,9 @@ class Pipe:
 
     def start(self, *more: object) -> Command:
         given = ("run", "--source", "stdin:", "--stdin-continues", "--state", f"sqlite:///{self.folder / 'state.db'}")
-        what = ("--backbone", "hashing", "--rank", 4, "--policy", "none", "--detectors", "{}", "--metrics-port", 0)
         sink = ("--sink", f"jsonl:{self.folder / 'out.jsonl'}", "--dedupe-window", 0)
         with (self.folder / "log").open("ab") as log:
-            return self.warm.start([*given, *what, *sink, *more], log, stdin=self.end)
+            return self.warm.start([*given, *WHAT, *sink, *more], log, stdin=self.end)
 
     def ids(self) -> list[str]:
         return [json.loads(line)["id"] for line in (self.folder / "out.jsonl").read_bytes().splitlines()]
@@ -58,7 +57,7 @@ def wait_until_empty(pipe: Pipe) -> None:
 
 
 def test_half_a_line_waits_for_its_other_half(pipe: Pipe) -> None:
-    text = "".join(LINES[:20]).encode()
+    text = b"".join(LINES[:20])
     cuts = [0, 700, 705, 1000, 1002, len(text)]
     for first, last in pairwise(cuts):
         run = pipe.start()
@@ -73,7 +72,7 @@ def test_half_a_line_waits_for_its_other_half(pipe: Pipe) -> None:
 def test_what_was_read_and_not_taken_in_before_the_deadline_is_taken_in_by_the_next_run(pipe: Pipe) -> None:
     def feed() -> None:
         for line in LINES:
-            os.write(pipe.begin, line.encode())
+            os.write(pipe.begin, line)
         os.close(pipe.begin)
 
     feeder = Thread(target=feed)

@@ -9,14 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.numbered import WHAT, lines
 from tests.warm import Warm
-
-WHAT = ("--backbone", "hashing", "--rank", 4, "--policy", "none", "--detectors", "{}", "--metrics-port", 0)
-
-
-def lines(first: int, last: int) -> bytes:
-    events = ({"stream": f"s{n % 5}", "text": f"word{n % 7} and {n % 11}", "id": f"e{n}"} for n in range(first, last))
-    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 
 
 def command(folder: Path, source: str, *more: object) -> list[object]:
